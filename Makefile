@@ -1,0 +1,59 @@
+# Everything runs from a bare checkout with CPython >= 3.11; PIP_* environment variables are honoured.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+MODEL := rdsr-small
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format default-bundle wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rdsr needs CPython 3.11 or newer: set PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.export: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[export,bench]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.export  ## export the shipped checkpoint, verify it, upscale the sample picture, report
+	@mkdir -p demo
+	$(BIN)/rdsr export $(MODEL) -o demo/$(MODEL).bundle --force
+	$(BIN)/rdsr verify demo/$(MODEL).bundle
+	$(BIN)/rdsr upscale export/samples/LRx4/portrait.png -o demo/portrait-x4.png --bundle demo/$(MODEL).bundle
+	$(BIN)/rdsr bench quality --dataset export/samples --bundle demo/$(MODEL).bundle --bicubic -o demo/report
+	@echo "picture: demo/portrait-x4.png (from export/samples/LRx4/portrait.png)   report: demo/report/quality.md"
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.dev  ## the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# The checkout is the package `rdsr`, whatever its folder is called: mypy sees it through a link of that name.
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/mypy && ln -sfn "$(CURDIR)" $(VENV)/mypy/rdsr
+	cd $(VENV)/mypy && MYPYPATH=. ../bin/mypy --config-file rdsr/pyproject.toml -p rdsr
+
+format: $(VENV)/.dev  ## rewrite the code in ruff's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+default-bundle: $(VENV)/.export  ## remake the bundle that the package carries from the shipped checkpoint
+	$(BIN)/rdsr export $(MODEL) -o runtime/default_bundle --force --no-single-graph
+
+wheel: $(VENV)/.dev  ## build dist/*.whl
+	rm -rf build
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## remove what make made, the environment included
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,83 @@
+"""Data sets of HR/LR pairs: `HR/NAME.png` with `LRx4/NAME.png`, or DIV2K's own naming."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import PictureError
+from ..runtime.picture_files import read_picture
+from .errors import BenchmarkError
+
+__all__ = ["Dataset", "find_dataset"]
+
+Rgb = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Paths of the pairs of one data set at one scale."""
+
+    name: str
+    scale: int
+    pairs: tuple[tuple[Path, Path], ...]
+    """(LR, HR) paths, sorted by HR name."""
+
+    def __iter__(self) -> Iterator[tuple[str, Rgb, Rgb]]:
+        """(name, LR, HR) as H×W×3 uint8 RGB; HR is cropped to a multiple of the scale."""
+        for low, high in self.pairs:
+            lr, hr = _rgb(low), _rgb(high)
+            height, width = (side - side % self.scale for side in hr.shape[:2])
+            hr = hr[:height, :width]
+            if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
+                raise BenchmarkError(
+                    f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{self.scale} of {high} ({height}×{width})"
+                )
+            yield high.stem, lr, hr
+
+
+def _rgb(path: Path) -> Rgb:
+    try:
+        pixels = read_picture(path).pixels
+    except PictureError as error:
+        raise BenchmarkError(str(error)) from error
+    if pixels.dtype != np.uint8:
+        raise BenchmarkError(f"{path} has {pixels.dtype} pixels; PSNR as papers report it needs 8-bit pictures")
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    colour = pixels[:, :, :-1] if pixels.shape[2] in (2, 4) else pixels
+    return np.ascontiguousarray(np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour)
+
+
+def _folders(root: Path, scale: int) -> tuple[Path, Path, str] | None:
+    """HR folder, LR folder and what LR names have behind the HR name's stem."""
+    if (root / "HR").is_dir():
+        return root / "HR", root / f"LRx{scale}", ""
+    for high in sorted(root.glob("*_HR")):  # DIV2K_valid_HR/0801.png, DIV2K_valid_LR_bicubic/X4/0801x4.png
+        low = root / re.sub(r"_HR$", "_LR_bicubic", high.name) / f"X{scale}"
+        if high.is_dir():
+            return high, low, f"x{scale}"
+    return None
+
+
+def find_dataset(root: Path, scale: int) -> Dataset:
+    """The data set in a folder; `BenchmarkError` names the folder or the picture that is missing."""
+    if not root.is_dir():
+        raise BenchmarkError(f"the data set {root} does not exist")
+    folders = _folders(root, scale)
+    if folders is None:
+        raise BenchmarkError(f"{root} is no data set: it has neither HR/ nor a folder like DIV2K_valid_HR/")
+    high, low, suffix = folders
+    if not low.is_dir():
+        raise BenchmarkError(f"the data set {root} has no {low.relative_to(root)}/ for ×{scale}")
+    pairs = tuple((low / f"{path.stem}{suffix}.png", path) for path in sorted(high.glob("*.png")))
+    if not pairs:
+        raise BenchmarkError(f"the data set {root} has no pictures in {high.name}/")
+    if missing := next((lr for lr, _ in pairs if not lr.is_file()), None):
+        raise BenchmarkError(f"the data set {root} lacks {missing.relative_to(root)}")
+    return Dataset(root.resolve().name, scale, pairs)

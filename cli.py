@@ -1,0 +1,504 @@
+"""The `rdsr` command line: options in, one sentence or one table or one JSON object out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(
+    name="rdsr",
+    help="Diffusion super-resolution on CPUs: export a checkpoint to a verified bundle, run it without torch, measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets.")
+app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
+
+_WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
+stdout = Console(soft_wrap=True, width=_WIDTH)
+stderr = Console(stderr=True, soft_wrap=True)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
+BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
+
+
+# -- errors, exit codes, output ---------------------------------------------------------------------------------------
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 where the user's input is at fault, 1 where something failed while running, None for what is a bug."""
+    from .benchmarks.errors import BenchmarkError
+    from .export.errors import ExportError, ProofError
+    from .models.errors import CheckpointError
+    from .models.training.errors import TrainingError
+    from .runtime.errors import EngineError, RdsrError
+
+    if isinstance(error, (EngineError, ProofError)):
+        return FAILED
+    if isinstance(error, (RdsrError, CheckpointError, ExportError, TrainingError, BenchmarkError)):
+        return BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib"):
+        return FAILED
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = "bench" if error.name == "matplotlib" else "export"
+        return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{extra}]'"
+    return " ".join(str(error).split())
+
+
+def _fail(sentence: str, code: int, as_json: bool) -> NoReturn:
+    stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
+    if as_json:
+        _print_json({"error": sentence, "exit_code": code})
+    raise typer.Exit(code)
+
+
+def _command(function: Command) -> Command:
+    """Turn the project's errors into one sentence and an exit code, Ctrl-C into 130, and keep `--json` output clean."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> None:
+        as_json = bool(options.get("as_json"))
+        stderr.quiet = as_json
+        logging.basicConfig(format="rdsr: %(message)s", level=logging.ERROR if as_json else logging.WARNING)
+        try:
+            function(*args, **options)
+        except KeyboardInterrupt:
+            stderr.print("rdsr: interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+            stderr.quiet = False
+            _fail(_sentence(error), code, as_json)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _steps(title: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that shows the step a long job is in."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda step: progress.update(task, description=f"{title}: {step}")
+
+
+def _variant_table(report: dict[str, Any]) -> Table:
+    title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
+    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
+    for row in report["variants"]:
+        verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
+        table.add_row(
+            row["precision"],
+            row["engine"],
+            row["graph"],
+            "" if row["max_abs_err"] is None else f"{row['max_abs_err']:.1e}",
+            "" if row["psnr_drop_db"] is None else f"{row['psnr_drop_db']:+.4f}",
+            str(len(row["sizes"])),
+            verdict,
+            style="red" if row["passed"] is False else None,
+        )
+    return table
+
+
+# -- export, verify, info ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="safetensors or .pth file, or a shipped model's name (rdsr-small).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
+    precision: Annotated[str | None, typer.Option(help="Comma list of fp32,bf16; default: all this CPU can prove.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="T of the reverse process; default: the checkpoint's.")
+    ] = None,
+    seed: SeedOption = 0,
+    arch: Annotated[str | None, typer.Option(help="Architecture, where the keys shall not decide.")] = None,
+    key_map: Annotated[Path | None, typer.Option(help="JSON file {pattern: replacement} that renames foreign keys.")] = None,
+    single_graph: Annotated[bool, typer.Option(help="Whether to write model.onnx and its OpenVINO IR.")] = True,
+    keep_failed: Annotated[bool, typer.Option(help="Write a result that failed its proof to OUTPUT.failed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle, once the new one has passed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a trained checkpoint into a verified bundle.
+
+    Example: rdsr export rdsr-small.safetensors -o rdsr-small.bundle --precision fp32,bf16
+    """
+    from .export.staging import check_target
+
+    check_target(output, force=force)  # before torch is imported, which takes seconds
+    from .export.exporter import ExportOptions, export_checkpoint
+    from .models.registry import resolve_checkpoint
+
+    options = ExportOptions(
+        checkpoint=resolve_checkpoint(checkpoint),
+        output=output,
+        precisions=None if precision is None else tuple(p.strip() for p in precision.split(",") if p.strip()),
+        arch=arch,
+        key_map=key_map,
+        steps=steps,
+        seed=seed,
+        single_graph=single_graph,
+        force=force,
+        keep_failed=keep_failed,
+    )
+    with _steps("export") as progress:
+        result = export_checkpoint(options, progress)
+    report = result.to_dict()
+    if as_json:
+        _print_json(report)
+    else:
+        stdout.print(_variant_table(report))
+        fusion = report["fusion"]
+        stdout.print(
+            f"fusion: {fusion['blocks']} blocks, error {fusion['max_abs_err']:.1e} in float32, "
+            f"{fusion['max_rel_err_float64']:.1e} relative in float64"
+        )
+        stdout.print(f"{f'wrote {result.output}' if result.passed else 'failed'} in {result.seconds:.1f} s", highlight=False)
+    if not result.passed:
+        failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
+        fate = f"kept as {result.output}" if result.kept else "not written (--keep-failed keeps it)"
+        stderr.quiet = False
+        stderr.print(f"rdsr: the bundle failed its proof ({', '.join(failed)}) and was {fate}", style="red", highlight=False)
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_command
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-prove a bundle on this machine, without torch: checksums, then every engine and precision.
+
+    Example: rdsr verify rdsr-small.bundle
+    """
+    from .runtime.bundle import Bundle
+    from .runtime.verify import verify as run
+
+    with _steps("verify") as progress:
+        result = run(Bundle(bundle), threads=threads, progress=progress)
+    report = result.to_dict()
+    if as_json:
+        _print_json(report)
+    else:
+        stdout.print(_variant_table(report))
+        stdout.print("passed" if result.passed else "FAILED")
+    if not result.passed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_command
+def info(
+    path: Annotated[str, typer.Argument(help="Bundle folder, checkpoint file, or a shipped model's name.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a bundle or a checkpoint is, and how it would run here.
+
+    Example: rdsr info rdsr-small.bundle
+    """
+    report = _bundle_info(path) if Path(path).is_dir() else _checkpoint_info(path)
+    if as_json:
+        _print_json(report)
+        return
+    table = Table(show_header=False, title=path)
+    for key, value in report.items():
+        shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        table.add_row(key, ", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else str(shown))
+    stdout.print(table)
+
+
+def _bundle_info(path: str) -> dict[str, Any]:
+    from .runtime import cpu
+    from .runtime.bundle import Bundle
+    from .runtime.upscaler import choose
+
+    bundle = Bundle(path)
+    manifest = bundle.manifest
+    backend, precision, reason = choose(bundle, "auto", "auto")
+    return {
+        "kind": "bundle",
+        "arch": manifest.arch,
+        "scale": manifest.scale,
+        "params": manifest.params,
+        "steps": manifest.steps,
+        "precisions": list(manifest.precisions),
+        "tile_rule": manifest.tile_rule,
+        "receptive_radius": manifest.receptive_radius,
+        "seed": manifest.seed,
+        "checkpoint": dict(manifest.checkpoint),
+        "tools": dict(manifest.tools),
+        "proven_on": dict(manifest.cpu),
+        "files": {name: size for name, (_, size) in manifest.files.items()},
+        "here": {
+            "backend": backend,
+            "precision": precision,
+            "threads": cpu.available_threads(),
+            "isa": cpu.instruction_set(),
+            "reason": reason,
+        },
+    }
+
+
+def _checkpoint_info(path: str) -> dict[str, Any]:
+    from .models.registry import load_model, resolve_checkpoint
+
+    loaded = load_model(resolve_checkpoint(path))
+    network: Any = loaded.network
+    return {
+        "kind": "checkpoint",
+        "arch": loaded.arch,
+        "scale": network.scale,
+        "params": network.inference_parameters(),
+        "params_training": sum(p.numel() for p in network.parameters()),
+        "steps": len(network.betas),
+        "config": loaded.config.to_dict(),
+        "notes": loaded.notes,
+        "sha256": loaded.sha256,
+    }
+
+
+# -- upscale ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def upscale(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Picture files, folders, or quoted globs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File for one picture, else a folder.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; default: the one the package carries.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Enlarge pictures; existing outputs are replaced.
+
+    Example: rdsr upscale holiday/ -o larger/
+    """
+    from .runtime.batch import plan_files, upscale_files
+    from .runtime.upscaler import Upscaler
+
+    jobs = plan_files(inputs, output)
+    upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
+        task = progress.add_task("upscale", total=len(jobs.files))
+        done, failed = upscale_files(upscaler, jobs, lambda: progress.advance(task))
+    effective = upscaler.effective
+    if as_json:
+        report: dict[str, Any] = {
+            "outputs": [dataclasses.asdict(result) for result in done],
+            "failed": [{"input": str(path), "error": sentence} for path, sentence in failed],
+            "backend": effective.backend,
+            "precision": effective.precision,
+            "threads": effective.threads,
+        }
+        _print_json(report)
+    else:
+        for result in done:
+            sizes = " → ".join(f"{width}×{height}" for height, width in (result.size_in, result.size_out))
+            stdout.print(f"{result.output}  {sizes}  {result.ms:.0f} ms", highlight=False)
+        stderr.print(f"{effective.backend} {effective.precision}, {effective.threads} threads ({effective.reason})")
+    for _, sentence in failed:
+        stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(FAILED if jobs.many else BAD_INPUT)
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def _train(stage: str, config: Path, output: Path, options: dict[str, Any]) -> None:
+    from .models.training.config import TrainConfig
+    from .models.training.run import train
+
+    overrides = {"init": str(options.pop("init"))} if options.get("init") else {}
+    options.pop("init", None)
+    loaded = TrainConfig.load(config, **overrides)
+    if loaded.stage != stage:
+        from .models.training.errors import TrainingError
+
+        raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(stage, total=loaded.iterations)
+
+        def show(step: int, row: dict[str, Any]) -> None:
+            quality = f", PSNR-Y {row['psnr_y']} dB" if row["psnr_y"] else ""
+            progress.update(task, completed=step, description=f"{stage}: loss {row['loss']}{quality}")
+
+        result = train(loaded, folder=output, progress=show, **options)
+    stdout.print(f"{result}")
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]
+DataOption = Annotated[list[Path], typer.Option("--data", help="Folder of training pictures; may be repeated.")]
+RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: checkpoints, log.csv.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
+ValidationOption = Annotated[
+    Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
+]
+InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from (instead of the config's init).")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
+
+
+@train_app.command()
+@_command
+def stage1(
+    config: ConfigOption,
+    data: DataOption,
+    output: RunOption,
+    resume: ResumeOption = False,
+    validation: ValidationOption = None,
+    init: InitOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    seconds: SecondsOption = None,
+) -> None:
+    """Stage 1: latent prior encoder and decoder together, L1.
+
+    Example: rdsr train stage1 --config stage1.toml --data photos/ -o runs/small-1
+    """
+    _train("stage1", config, output, {
+        "data": data, "resume": resume, "validation": validation, "init": init, "device": device, "threads": threads,
+        "seconds": seconds,
+    })  # fmt: skip
+
+
+@train_app.command()
+@_command
+def stage2(
+    config: ConfigOption,
+    data: DataOption,
+    output: RunOption,
+    resume: ResumeOption = False,
+    validation: ValidationOption = None,
+    init: InitOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    seconds: SecondsOption = None,
+) -> None:
+    """Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.
+
+    Example: rdsr train stage2 --config stage2.toml --init runs/small-1/ema.safetensors --data photos/ -o runs/small-2
+    """
+    _train("stage2", config, output, {
+        "data": data, "resume": resume, "validation": validation, "init": init, "device": device, "threads": threads,
+        "seconds": seconds,
+    })  # fmt: skip
+
+
+# -- bench ------------------------------------------------------------------------------------------------------------
+
+
+@bench_app.command()
+@_command
+def quality(
+    dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
+    bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
+    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="Any ONNX upscaler; may be repeated.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
+    ] = None,
+    with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs); without a model, the default bundle.
+
+    Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
+    """
+    from .benchmarks import quality as bench
+    from .benchmarks.reports import write_quality
+
+    candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
+    candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
+    candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+    if not candidates:
+        candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
+    if with_bicubic:
+        candidates.append(bench.bicubic(candidates[0].scale))
+    with _steps("quality") as progress:
+        rows = [dataclasses.asdict(row) for row in bench.quality(candidates, [*dataset, *(more or [])], progress)]
+    report = rows[0] if len(rows) == 1 else {"rows": rows}
+    if output is not None:
+        write_quality(output, report, rows)
+    if as_json:
+        _print_json(report)
+        return
+    table = Table("data set", "images", "model", "backend", "precision", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "worst PSNR-Y")
+    for row in rows:
+        table.add_row(
+            row["dataset"], str(row["images"]), row["model"], row["backend"], row["precision"], f"{row['psnr_y']:.3f}",
+            f"{row['ssim_y']:.4f}", f"{row['psnr_rgb']:.3f}", f"{row['worst_psnr_y']:.3f}",
+        )  # fmt: skip
+    stdout.print(table)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        stdout.print(f"rdsr {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `rdsr` command."""
+    # A terminated process leaves nothing half-written either: turn SIGTERM into an ordinary way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Torch checkpoint → verified deployment bundle: `export.exporter.export_checkpoint` is the way in."""

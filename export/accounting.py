@@ -1,0 +1,59 @@
+"""Proof by accounting that graphs hold the deployed weights, all of them, and nothing that only training needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from .errors import ProofError
+
+__all__ = ["account", "graph_constants"]
+
+SMALLEST = 8
+"""Constants of fewer values (shapes, scalars of the schedule, clip bounds) carry no weights worth accounting."""
+
+
+def graph_constants(model: onnx.ModelProto) -> list[tuple[str, NDArray[Any]]]:
+    """Every floating-point constant of a graph: initializers and Constant nodes."""
+    found = [(t.name, numpy_helper.to_array(t)) for t in model.graph.initializer]
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            found += [(node.output[0], numpy_helper.to_array(a.t)) for a in node.attribute if a.name == "value"]
+    return [(name, value) for name, value in found if np.issubdtype(value.dtype, np.floating)]
+
+
+def _fingerprint(values: NDArray[Any]) -> str:
+    """Of the values whatever their order, so that a transposed matrix is recognised."""
+    flat = np.sort(np.asarray(values, dtype=np.float32).ravel())
+    return hashlib.sha256(flat.tobytes()).hexdigest()
+
+
+def account(
+    model: onnx.ModelProto, name: str, deployed: Iterable[NDArray[Any]], training_only: Mapping[str, NDArray[Any]]
+) -> int:
+    """Match every constant of the graph to a deployed weight, each used up once; returns how many values matched.
+
+    Raises `ProofError` for a constant that belongs to training alone or to nobody.
+    """
+    available = Counter(_fingerprint(weight) for weight in deployed)
+    owners = {_fingerprint(weight): key for key, weight in training_only.items() if weight.size >= SMALLEST}
+    matched = 0
+    for constant, value in graph_constants(model):
+        if value.size < SMALLEST:
+            continue
+        mark = _fingerprint(value)
+        if available[mark] > 0:
+            available[mark] -= 1
+            matched += value.size
+        elif mark in owners:
+            raise ProofError(f"{name} holds {owners[mark]}, which only training needs (as {constant})")
+        else:
+            raise ProofError(f"{name} holds a constant {constant} of shape {list(value.shape)} that is no deployed weight")
+    return matched

@@ -1,0 +1,60 @@
+"""The inputs that a bundle is proven on: small pictures that the package carries, and noise, in awkward sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..models.interface import LatentPriorNetwork
+from ..models.training.data import crop_to_multiple
+from ..models.training.degradation import bicubic_downscale
+from ..runtime.arrays import from_graph, to_graph
+from ..runtime.metrics import psnr_y
+from ..runtime.picture_files import read_picture
+from ..runtime.pipeline import initial_noise
+from ..runtime.proof import Case, Proof
+
+__all__ = ["SAMPLES", "build_proof", "sample_pictures"]
+
+SAMPLES = Path(__file__).parent / "samples"
+NOISE_SIZES = ((1, 1), (1, 9), (61, 1), (5, 3), (17, 33), (40, 24))
+"""Height and width of the noise inputs: single pixels, one-pixel-wide, odd, and square multiples of nothing."""
+LARGE = (130, 151)
+"""A picture larger than any training patch."""
+
+
+def sample_pictures(scale: int) -> dict[str, NDArray[np.uint8]]:
+    """HR pictures (H×W×3 RGB uint8, sides multiples of `scale`) that the package carries, by name."""
+    pictures = {}
+    for path in sorted((SAMPLES / "HR").glob("*.png")):
+        pictures[path.stem] = crop_to_multiple(read_picture(path).pixels, scale)
+    return pictures
+
+
+def build_proof(network: nn.Module, seed: int) -> Proof:
+    """Run the torch model, as it came from the checkpoint, over all inputs with the noise of `seed`."""
+    parts = cast(LatentPriorNetwork, network)
+    noise = torch.from_numpy(initial_noise(seed, parts.latent_size))
+    originals = sample_pictures(parts.scale)
+    pictures = {name: (bicubic_downscale(hr, parts.scale), hr) for name, hr in originals.items()}
+    portrait = pictures["portrait"][0]
+    fill = [(0, max(0, LARGE[0] - portrait.shape[0])), (0, max(0, LARGE[1] - portrait.shape[1])), (0, 0)]
+    inputs: list[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]] = [
+        (f"picture-{name}", lr, hr) for name, (lr, hr) in pictures.items()
+    ]
+    inputs.append(("picture-large", np.pad(portrait, fill, mode="symmetric")[: LARGE[0], : LARGE[1]], None))
+    rng = np.random.RandomState(0)
+    inputs += [(f"noise-{h}x{w}", rng.randint(0, 256, (h, w, 3)).astype(np.uint8), None) for h, w in NOISE_SIZES]
+    cases = []
+    for name, lr, hr in inputs:
+        with torch.no_grad():
+            output = parts(torch.from_numpy(to_graph(lr)), noise).numpy()
+        quality = None if hr is None else psnr_y(from_graph(output, lr), hr, parts.scale)
+        expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
+        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality))
+    return Proof(tuple(cases), seed)

@@ -1,0 +1,16 @@
+"""OpenVINO IR of the single graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openvino as ov
+
+__all__ = ["to_ir"]
+
+
+def to_ir(graph: bytes, folder: Path) -> dict[str, bytes]:
+    """`model.xml` and `model.bin` of an ONNX graph, float32 weights kept as they are; `folder` is for scratch files."""
+    model = ov.Core().read_model(graph)
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}

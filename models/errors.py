@@ -1,0 +1,13 @@
+"""Errors that a checkpoint can cause; each message is one sentence that names the file or the tensor at fault."""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "UnsupportedModelError"]
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be read, or a tensor in it is missing or misshapen."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The checkpoint can be read, but its keys match no known architecture."""

@@ -1,0 +1,39 @@
+"""RDSR: recognised by its decoder, condition encoder and denoiser keys; built from sizes read off the shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CheckpointError
+from .config import PRESETS, RDSRConfig
+from .network import RDSR
+
+__all__ = ["PRESETS", "RDSR", "RDSRConfig", "build", "config_from_dict", "config_from_shapes", "matches"]
+
+
+def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the keys are those of an RDSR state dict (any training stage)."""
+    return "decoder.head.weight" in shapes and any(key.startswith("decoder.body.0.") for key in shapes)
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:
+    """Sizes of a deployable network; `CheckpointError` for a stage-1 checkpoint or one with a key tensor missing."""
+    if not any(key.startswith(("condition_encoder.", "denoiser.")) for key in shapes):
+        raise CheckpointError(
+            "a stage-1 checkpoint, without condition encoder and denoiser, cannot be deployed; run stage2 from it first"
+        )
+    return RDSRConfig.from_shapes(shapes)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> RDSRConfig:
+    """Sizes from a checkpoint's metadata; `ValueError` names the field that does not fit.
+
+    An inference-only file (no LPE) keeps the training config's metadata apart from `lpe_depth = 0`.
+    """
+    return RDSRConfig.from_dict(values)
+
+
+def build(config: RDSRConfig) -> RDSR:
+    """A network of these sizes with initial weights."""
+    return RDSR(config)

@@ -1,0 +1,154 @@
+"""The shape of an RDSR network: one frozen dataclass, the presets, and how to read it off a state dict."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CheckpointError
+
+__all__ = ["BRANCHES", "PRESETS", "RDSRConfig"]
+
+BRANCHES = ("conv1x1", "expand", "identity")
+"""Training-time branches that a body convolution may have beside its 3×3 kernel (paper section 3, RepD)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RDSRConfig:
+    """Sizes of an RDSR network. Validated on construction; `ValueError` names the field and its range."""
+
+    width: int
+    """Channels of every body convolution of the decoder."""
+    depth: int
+    """Number of body convolutions of the decoder."""
+    condition_width: int
+    """Channels of the condition encoder's feature map."""
+    condition_depth: int = 3
+    """3×3 convolutions of the condition encoder."""
+    modulation_depths: tuple[int, ...] = (0,)
+    """Indices of the body convolutions whose output the latent prior scales and shifts."""
+    scale: int = 4
+    """Upscaling factor."""
+    branches: tuple[str, ...] = BRANCHES
+    """Training-time branches beside the 3×3 kernel; empty for a fused network."""
+    expansion: int = 2
+    """Hidden channels of the 1×1-expand → 3×3 branch, as a multiple of `width`."""
+    unshuffle: int = 4
+    """The condition encoder works on the LR picture pixel-unshuffled by this factor."""
+    latent_size: int = 256
+    """Length of the latent prior z and of the condition vector c."""
+    denoiser_depth: int = 2
+    """Residual blocks of the denoiser's MLP."""
+    lpe_width: int = 64
+    """Channels of the latent prior encoder (training only)."""
+    lpe_depth: int = 4
+    """3×3 convolutions of the latent prior encoder, 0 where a network has none (inference-only checkpoints)."""
+    steps: int = 4
+    """T, fixed steps of the reverse process."""
+    beta_start: float = 0.1
+    """First β of the noise schedule, linear in √β."""
+    beta_end: float = 0.99
+    """Last β of the noise schedule."""
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[int, int]] = {
+            "width": (1, 1024), "depth": (1, 256), "condition_width": (1, 1024), "condition_depth": (1, 64),
+            "scale": (1, 8), "expansion": (1, 16), "unshuffle": (1, 16), "latent_size": (1, 4096),
+            "denoiser_depth": (0, 64), "lpe_width": (1, 1024), "lpe_depth": (0, 64), "steps": (1, 1000),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(
+                f"0 < beta_start <= beta_end < 1 must hold, not beta_start={self.beta_start}, beta_end={self.beta_end}"
+            )
+        object.__setattr__(self, "modulation_depths", tuple(self.modulation_depths))
+        object.__setattr__(self, "branches", tuple(name for name in BRANCHES if name in self.branches))
+        depths = self.modulation_depths
+        if any(not isinstance(d, int) or not 0 <= d < self.depth for d in depths) or list(depths) != sorted(set(depths)):
+            raise ValueError(f"modulation_depths must be rising indices below depth={self.depth}, not {depths}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON; `from_dict` reads them back."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RDSRConfig:
+        """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise ValueError(f"missing field {', '.join(missing)}")
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**arguments)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:
+        """Read the sizes off a state dict's keys and shapes (steps and β keep their defaults: no tensor shows them).
+
+        Raises `CheckpointError` naming the tensor that is missing or whose shape says nothing sensible.
+        """
+
+        def shape(key: str, rank: int) -> tuple[int, ...]:
+            if key not in shapes:
+                raise CheckpointError(f"the checkpoint looks like rdsr but lacks the tensor {key}")
+            if len(shapes[key]) != rank:
+                raise CheckpointError(f"tensor {key} has shape {list(shapes[key])}, expected {rank} dimensions")
+            return shapes[key]
+
+        def indices(pattern: str) -> list[int]:
+            return sorted({int(m[1]) for key in shapes if (m := re.match(pattern, key))})
+
+        width = shape("decoder.head.weight", 4)[0]
+        tail_channels = shape("decoder.tail.weight", 4)[0]
+        scale = round((tail_channels / 3) ** 0.5)
+        if 3 * scale * scale != tail_channels:
+            raise CheckpointError(f"decoder.tail.weight has {tail_channels} output channels, which is 3·scale² for no scale")
+        body = indices(r"decoder\.body\.(\d+)\.")
+        condition = indices(r"condition_encoder\.features\.(\d+)\.")
+        lpe = indices(r"lpe\.features\.(\d+)\.")
+        found = [n for n in BRANCHES if any(re.match(rf"decoder\.body\.\d+\.{n}$", key) for key in shapes)]
+        expansion = max(1, shape("decoder.body.0.expand", 4)[0] // max(1, width)) if "expand" in found else 1
+        sizes: dict[str, Any] = {}
+        if condition:
+            condition_width, unshuffled = shape(f"condition_encoder.features.{condition[0]}.weight", 4)[:2]
+            sizes |= {
+                "condition_width": condition_width,
+                "condition_depth": len(condition),
+                "unshuffle": round((unshuffled / 3) ** 0.5),
+                "latent_size": shape("condition_encoder.mlp.0.weight", 2)[0],
+                "denoiser_depth": len(indices(r"denoiser\.blocks\.(\d+)\.")),
+            }
+        if lpe:
+            sizes |= {"lpe_width": shape(f"lpe.features.{lpe[0]}.weight", 4)[0], "lpe_depth": len(lpe)}
+        else:
+            sizes["lpe_depth"] = 0
+        try:
+            return cls(
+                width=width,
+                depth=max(body, default=-1) + 1,
+                modulation_depths=tuple(indices(r"decoder\.modulation\.(\d+)\.")),
+                scale=scale,
+                branches=tuple(found),
+                expansion=expansion,
+                **({"condition_width": 1} | sizes),
+            )
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint looks like rdsr but its sizes do not fit: {error}") from error
+
+
+PRESETS: dict[str, RDSRConfig] = {
+    # The condition encoder shrinks with the decoder: 2 to 3 per cent of its multiplications in each preset.
+    "base": RDSRConfig(
+        width=64, depth=30, modulation_depths=(0, 6, 12, 18, 24), condition_width=128, condition_depth=4, lpe_width=96
+    ),
+    "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
+    "tiny": RDSRConfig(width=32, depth=8, modulation_depths=(0, 4), condition_width=32),
+}
+"""Named sizes of the family, ×4; `dataclasses.replace(PRESETS["small"], scale=2)` gives the others."""

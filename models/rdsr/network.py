@@ -1,0 +1,124 @@
+"""The whole RDSR network, put together from its encoders, diffusion process and decoder."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..interface import FusionErrors
+from .blocks import RepConv
+from .config import RDSRConfig
+from .decoder import RepDecoder
+from .diffusion import Denoiser, Schedule, reverse_process
+from .encoders import ConditionEncoder, LatentPriorEncoder
+
+__all__ = ["RDSR"]
+
+
+class RDSR(nn.Module):
+    """RDSR (PRCV 2024): a diffusion process over a small latent prior, a plain convolutional decoder over pixels."""
+
+    config: RDSRConfig
+    """Sizes of this network."""
+    lpe: LatentPriorEncoder | None
+    """Latent prior encoder, training only; `None` once dropped."""
+
+    def __init__(self, config: RDSRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.lpe = LatentPriorEncoder(config) if config.lpe_depth else None
+        self.condition_encoder = ConditionEncoder(config)
+        self.denoiser = Denoiser(config)
+        self.decoder = RepDecoder(config)
+        self.schedule = Schedule.linear(config.steps, config.beta_start, config.beta_end)
+
+    # What export needs of a network, see `models/interface.py`.
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.config.scale
+
+    @property
+    def latent_size(self) -> int:
+        """Length of noise and latent prior."""
+        return self.config.latent_size
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels of the condition feature map."""
+        return self.config.condition_width
+
+    @property
+    def size_multiple(self) -> int:
+        """LR pixels per cell of the condition feature map."""
+        return self.config.unshuffle
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Noise schedule."""
+        return self.schedule.betas
+
+    @property
+    def receptive_radius(self) -> int:
+        """LR pixels on each side that one output pixel of the decoder depends on."""
+        return self.decoder.receptive_radius
+
+    @property
+    def tile_rule(self) -> str:
+        """With the latent prior given, the decoder is local: tiles with a full halo equal the whole picture."""
+        return "exact"
+
+    def feature_map(self, lr: Tensor) -> Tensor:
+        """N×3×H×W LR in [0, 1] → N×C×⌈H/f⌉×⌈W/f⌉ condition features."""
+        return self.condition_encoder.feature_map(lr)
+
+    def prior(self, pooled: Tensor, noise: Tensor) -> Tensor:
+        """Pooled condition features (N×C) and noise (N×latent) → latent prior z (N×latent)."""
+        return reverse_process(self.denoiser, self.schedule, self.condition_encoder.mlp(pooled), noise)
+
+    def decode(self, lr: Tensor, z: Tensor) -> Tensor:
+        """N×3×H×W LR in [0, 1] and N×latent z → N×3×sH×sW SR, not clipped."""
+        return self.decoder(lr, z)
+
+    def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
+        """Inference: N×3×H×W LR in [0, 1], N×latent standard normal noise → N×3×sH×sW SR, not clipped."""
+        return self.decode(lr, self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise))
+
+    def fuse(self) -> RDSR:
+        """The deployment form: branches folded, LPE dropped. The original is left as it is."""
+        fused = copy.copy(self)
+        fused._modules = dict(self._modules)
+        fused.decoder = self.decoder.fuse()
+        fused.lpe = None
+        return fused
+
+    def training_only(self) -> dict[str, Tensor]:
+        """Weights that only training needs (the LPE's)."""
+        return {} if self.lpe is None else {f"lpe.{key}": value for key, value in self.lpe.state_dict().items()}
+
+    @torch.no_grad()
+    def fusion_errors(self, lr: Tensor, z: Tensor) -> FusionErrors:
+        """Compare fused with multi-branch: every block on its own, then the whole decoder, in float32 and float64."""
+        relative = 0.0
+        generator = torch.Generator().manual_seed(0)
+        for block in self.decoder.body:
+            assert isinstance(block, RepConv)
+            wide = copy.deepcopy(block).double()
+            x = torch.randn(1, block.channels, 17, 15, generator=generator, dtype=torch.float64)
+            relative = max(relative, _relative(wide.fuse()(x), wide.forward_branches(x)))
+        wide_decoder = copy.deepcopy(self.decoder).double()
+        fused, branches = wide_decoder.fuse()(lr.double(), z.double()), wide_decoder(lr.double(), z.double(), branches=True)
+        relative = max(relative, _relative(fused, branches))
+        narrow = (self.decoder.fuse()(lr, z) - self.decoder(lr, z, branches=True)).abs().max()
+        return FusionErrors(len(self.decoder.body), float(narrow), relative)
+
+    def inference_parameters(self) -> int:
+        """Number of weights that the deployed, fused network holds."""
+        return sum(p.numel() for p in self.fuse().parameters())
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))

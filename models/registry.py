@@ -1,0 +1,148 @@
+"""The known architectures, and loading a checkpoint into the one that its keys and shapes tell of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import rdsr
+from .checkpoint import apply_key_map, read_checkpoint, read_key_map
+from .errors import CheckpointError, UnsupportedModelError
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "LoadedModel",
+    "find_architecture",
+    "load_model",
+    "resolve_checkpoint",
+    "shipped_weights",
+]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How to recognise a network family and how to build a member of it."""
+
+    name: str
+    """Name in manifests, metadata and `--arch`."""
+    matches: Callable[[Shapes], bool]
+    """Whether a state dict with these keys and shapes is of this family."""
+    config_from_shapes: Callable[[Shapes], Any]
+    """Sizes read off the keys and shapes; raises `CheckpointError`."""
+    config_from_dict: Callable[[Mapping[str, Any]], Any]
+    """Sizes from a checkpoint's metadata; raises `ValueError`."""
+    build: Callable[[Any], nn.Module]
+    """A network of these sizes, weights not yet loaded."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    arch.name: arch
+    for arch in (Architecture("rdsr", rdsr.matches, rdsr.config_from_shapes, rdsr.config_from_dict, rdsr.build),)
+}
+"""Every architecture the project reads; a new one is one folder and one line here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A network with a checkpoint's weights in it, in eval mode, float32."""
+
+    network: nn.Module
+    arch: str
+    config: Any
+    sha256: str
+    """Of the checkpoint file."""
+    notes: dict[str, str]
+    """What our own checkpoints say of their training; empty for others."""
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Checkpoints that the package carries, by model name ("rdsr-small", ×4)."""
+    suffix = "-x4.safetensors"
+    return {path.name.removesuffix(suffix): path for path in sorted((Path(__file__).parent / "weights").glob(f"*{suffix}"))}
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """A file of that name if there is one, else the shipped weights of that model name, else the name as a path."""
+    path = Path(name)
+    return path if path.exists() else shipped_weights().get(name, path)
+
+
+def find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:
+    """The architecture called `name`, or the one that the keys match; `UnsupportedModelError` otherwise."""
+    if name is not None:
+        if name not in ARCHITECTURES:
+            raise UnsupportedModelError(f"no architecture is called {name!r}; known are {', '.join(ARCHITECTURES)}")
+        return ARCHITECTURES[name]
+    for arch in ARCHITECTURES.values():
+        if arch.matches(shapes):
+            return arch
+    keys = ", ".join(list(shapes)[:4]) + (", …" if len(shapes) > 4 else "")
+    raise UnsupportedModelError(
+        f"the checkpoint's keys ({keys}) match no known architecture ({', '.join(ARCHITECTURES)}); "
+        "renamed keys can be mapped with --key-map"
+    )
+
+
+def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = None, steps: int | None = None) -> LoadedModel:
+    """Read a checkpoint into a network. `steps` overrides T where no metadata tells it (default: the architecture's).
+
+    Raises `CheckpointError` or `UnsupportedModelError` with one sentence that names the file and the tensor at fault.
+    """
+    tensors, metadata = read_checkpoint(path)
+    if key_map is not None:
+        tensors = apply_key_map(tensors, read_key_map(key_map))
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    try:
+        architecture = find_architecture(shapes, arch or metadata.get("arch"))
+        config = _config(architecture, shapes, metadata)
+        if steps is not None:
+            config = dataclasses.replace(config, steps=steps)
+        network = architecture.build(config)
+        _load_strictly(network, tensors)
+    except (CheckpointError, ValueError) as error:
+        kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
+        raise kind(f"{path}: {error}") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    notes = json.loads(metadata.get("notes", "{}"))
+    return LoadedModel(network.eval(), architecture.name, config, digest, notes)
+
+
+def _config(architecture: Architecture, shapes: Shapes, metadata: Mapping[str, str]) -> Any:
+    read = architecture.config_from_shapes(shapes)  # says clearly what is missing, also where metadata exists
+    if "config" not in metadata:
+        return read
+    try:
+        return architecture.config_from_dict(json.loads(metadata["config"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the config in the metadata does not fit {architecture.name}: {error}") from error
+
+
+def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    wanted = network.state_dict()
+    if missing := [key for key in wanted if key not in tensors]:
+        raise CheckpointError(f"missing tensor {_some(missing)}")
+    if extra := [key for key in tensors if key not in wanted]:
+        raise CheckpointError(f"tensor {_some(extra)} belongs to no part of this network")
+    for key, value in tensors.items():
+        if value.shape != wanted[key].shape:
+            raise CheckpointError(f"tensor {key} has shape {list(value.shape)}, expected {list(wanted[key].shape)}")
+        if not value.is_floating_point():
+            raise CheckpointError(f"tensor {key} has type {value.dtype}, expected floating point")
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"tensor {key} holds NaN or infinity")
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

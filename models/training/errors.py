@@ -1,0 +1,9 @@
+"""Errors of a training run; each message is one sentence that names the file, folder or field at fault."""
+
+from __future__ import annotations
+
+__all__ = ["TrainingError"]
+
+
+class TrainingError(Exception):
+    """The configuration, the data or the run folder does not allow training."""

@@ -1,0 +1,71 @@
+"""Setting up a run: network, initial weights, data and folder, from a config file and command-line options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import read_checkpoint
+from ..errors import CheckpointError
+from ..rdsr.network import RDSR
+from .config import TrainConfig
+from .data import PatchSource
+from .errors import TrainingError
+from .trainer import Trainer
+
+__all__ = ["train"]
+
+
+def _start_from(network: RDSR, path: Path, stage: str) -> None:
+    """Load what the checkpoint shares with the network; stage2 needs the LPE and the decoder from it."""
+    tensors, _ = read_checkpoint(path)
+    wanted = network.state_dict()
+    for key, value in tensors.items():
+        if key in wanted and wanted[key].shape != value.shape:
+            raise CheckpointError(
+                f"{path}: tensor {key} has shape {list(value.shape)}, the config asks for {list(wanted[key].shape)}"
+            )
+    parts = ("lpe.", "decoder.")
+    lacking = [key for key in wanted if key.startswith(parts) and key not in tensors]
+    if stage == "stage2" and lacking:
+        raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which stage2 starts from")
+    network.load_state_dict({key: value for key, value in tensors.items() if key in wanted}, strict=False)
+
+
+def train(
+    config: TrainConfig,
+    data: Sequence[Path],
+    folder: Path,
+    *,
+    resume: bool = False,
+    validation: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seconds: float | None = None,
+    progress: Callable[[int, dict[str, Any]], None] | None = None,
+) -> Path:
+    """Run one stage (or a slice of `seconds` of it); returns the checkpoint with the EMA weights.
+
+    Raises `TrainingError` or `CheckpointError` before anything is written where config, data or folder do not fit.
+    """
+    if not resume and (folder / "state.pt").exists():
+        raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: this machine has no CUDA GPU that PyTorch can use")
+    torch.manual_seed(config.seed)
+    network = RDSR(config.network_config())
+    if config.init and not resume:
+        _start_from(network, Path(config.init), config.stage)
+    elif config.stage == "stage2" and not resume:
+        raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
+    source = PatchSource(data, scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed)
+    trainer = Trainer(
+        config, network, source, folder, validation=validation, device=device, threads=threads, progress=progress
+    )
+    if resume:
+        trainer.resume()
+    trainer.run(seconds)
+    return folder / "ema.safetensors"

@@ -1,0 +1,60 @@
+"""What each training stage optimizes: its trainable parts and its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..rdsr.network import RDSR
+from .errors import TrainingError
+
+__all__ = ["STAGE_PARTS", "Losses", "predict_with", "stage_losses"]
+
+STAGE_PARTS = {"stage1": ("lpe", "decoder"), "stage2": ("condition_encoder", "denoiser", "decoder")}
+"""Submodules of RDSR that a stage trains; the rest stays as it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Terms of one step, scalars."""
+
+    total: Tensor
+    pixel: Tensor
+    """L1 on pixels in [0, 1]."""
+    prior: Tensor
+    """L1 between the latent prior of the reverse process and the LPE's; 0 in stage1."""
+
+
+def _lpe(network: RDSR) -> nn.Module:
+    if network.lpe is None:
+        raise TrainingError("this network has no latent prior encoder, so it cannot be trained")
+    return network.lpe
+
+
+def stage_losses(network: RDSR, stage: str, lr: Tensor, hr: Tensor, noise: Tensor, prior_weight: float) -> Losses:
+    """Forward pass of one step. `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent."""
+    if stage == "stage1":
+        z = _lpe(network)(lr, hr)
+        pixel = F.l1_loss(network.decoder(lr, z).float(), hr)
+        return Losses(pixel, pixel.detach(), torch.zeros(()))
+    with torch.no_grad():
+        target = _lpe(network)(lr, hr).float()
+    pooled = network.feature_map(lr).mean(dim=(2, 3))
+    with torch.autocast(lr.device.type, enabled=False):  # a few thousand multiplications: float32 costs nothing here
+        z = network.prior(pooled.float(), noise)
+    prior = F.l1_loss(z, target)
+    pixel = F.l1_loss(network.decoder(lr, z).float(), hr)
+    return Losses(pixel + prior_weight * prior, pixel.detach(), prior.detach())
+
+
+def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The picture a validation looks at: stage1 takes z from the LPE (so it sees HR), stage2 from the reverse process."""
+    if stage == "stage1":
+        return lambda lr, hr: network.decoder(lr, _lpe(network)(lr, hr))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, network.config.latent_size, generator=generator)
+    return lambda lr, hr: network(lr, noise.to(lr.device))

@@ -1,0 +1,222 @@
+"""The training loop: schedule, EMA, spike guard, exact resume, checkpoints, log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import save_checkpoint
+from ..rdsr.network import RDSR
+from .config import TrainConfig
+from .data import PatchSource
+from .errors import TrainingError
+from .stages import STAGE_PARTS, predict_with, stage_losses
+from .validation import load_pairs, mean_psnr_y
+
+__all__ = ["Trainer", "cpu_has_bf16"]
+
+logger = logging.getLogger(__name__)
+LOG_FIELDS = ("step", "minutes", "loss", "pixel", "prior", "learning_rate", "data_wait_share", "skipped", "psnr_y")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine from `learning_rate` to `final_learning_rate`."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+
+
+class Trainer:
+    """One run in one folder: `state.pt` (everything to resume), `ema.safetensors` (the result), `log.csv`, `config.json`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: RDSR,
+        data: PatchSource,
+        folder: Path,
+        *,
+        validation: Path | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        progress: Callable[[int, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.folder = folder
+        self.progress = progress
+        self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        if threads:
+            torch.set_num_threads(threads)
+        self.autocast = self.device.type == "cuda" or cpu_has_bf16()
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = STAGE_PARTS[config.stage]
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in trained)
+        self.parameters: Sequence[nn.Parameter] = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.losses = torch.compile(stage_losses) if config.compile else stage_losses
+        self.pairs = load_pairs(validation, network.config.scale) if validation else []
+        self.step = 0
+        self.skipped = 0
+        self.running_loss: float | None = None
+        self.seconds_before = 0.0
+
+    # -- persistence ------------------------------------------------------------------------------------------------
+
+    def save(self, elapsed: float) -> None:
+        """Write state and EMA weights, each to a temporary name and renamed: an interruption keeps the previous ones."""
+        state = {
+            "config": json.dumps(self.config.to_dict()),
+            "step": self.step,
+            "skipped": self.skipped,
+            "running_loss": self.running_loss,
+            "seconds": elapsed,
+            "network": self.network.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self.folder / "state.pt.tmp"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / "state.pt")
+        finally:
+            temporary.unlink(missing_ok=True)
+        network_config = self.network.config.to_dict()
+        notes = {"stage": self.config.stage, "iterations": str(self.step), "ema_decay": str(self.config.ema_decay)}
+        parts = STAGE_PARTS["stage1"] if self.config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"])
+        weights = {key: value for key, value in self.ema.items() if key.split(".")[0] in parts}
+        save_checkpoint(self.folder / "ema.safetensors", weights, "rdsr", network_config, notes)
+
+    def resume(self) -> None:
+        """Continue from `state.pt`; `TrainingError` where it is missing or was written under another config."""
+        path = self.folder / "state.pt"
+        if not path.is_file():
+            raise TrainingError(f"there is nothing to resume in {self.folder}: it has no state.pt")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before, now = json.loads(state["config"]), self.config.to_dict()
+        free = ("checkpoint_minutes", "validate_every", "init")
+        differ = [k for k in now if k not in free and before.get(k) != now[k]]
+        if differ:
+            changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
+            raise TrainingError(f"{self.folder} was trained under another config ({changes})")
+        self.network.load_state_dict(state["network"])
+        self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.running_loss, self.seconds_before = state["running_loss"], state["seconds"]
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def validate(self) -> float:
+        """Mean PSNR-Y in dB of the EMA weights over the validation pairs, float32."""
+        current = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.network.load_state_dict(self.ema)
+        self.network.eval()
+        try:
+            return mean_psnr_y(
+                predict_with(self.network, self.config.stage), self.pairs, self.network.config.scale, self.device
+            )
+        finally:
+            self.network.load_state_dict(current)
+            self.network.train()
+
+    def _tensor(self, patches: np.ndarray) -> Tensor:
+        return torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+
+    def _train_step(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        config = self.config
+        hr, lr = self._tensor(batch[0]), self._tensor(batch[1])
+        generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
+        noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            losses = self.losses(self.network, config.stage, lr, hr, noise, config.prior_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
+        value = float(losses.total.detach())
+        limit = math.inf if self.running_loss is None or self.step < 200 else config.spike_factor * self.running_loss
+        if math.isfinite(value) and math.isfinite(norm) and value <= limit:
+            self.optimizer.step()
+            self.running_loss = value if self.running_loss is None else 0.99 * self.running_loss + 0.01 * value
+            decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.values()), list(self.network.state_dict().values()), 1 - decay)
+        else:
+            self.skipped += 1
+            logger.warning("step %d left out: loss %.4g, gradient norm %.4g", self.step, value, norm)
+        return {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
+
+    def run(self, seconds: float | None = None) -> None:
+        """Train until the configured iterations are done, or for about `seconds`; ends on a checkpoint either way."""
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        log_path = self.folder / "log.csv"
+        fresh = self.step == 0 or not log_path.is_file()
+        started = saved = time.monotonic()
+        waited = busy = 0.0
+        sums: dict[str, float] = {}
+        count = 0
+        with log_path.open("w" if fresh else "a", newline="") as file:
+            log = csv.DictWriter(file, LOG_FIELDS)
+            if fresh:
+                log.writeheader()
+            stream = self.data.stream(self.step, config.iterations, config.batch)
+            self.network.train()
+            try:
+                while self.step < config.iterations:
+                    before = time.monotonic()
+                    batch = next(stream)
+                    got = time.monotonic()
+                    terms = self._train_step(batch)
+                    self.step += 1
+                    now = time.monotonic()
+                    waited, busy, count = waited + got - before, busy + now - before, count + 1
+                    sums = {k: sums.get(k, 0.0) + v for k, v in terms.items()}
+                    elapsed = self.seconds_before + now - started
+                    last = self.step == config.iterations
+                    validate = bool(self.pairs) and (last or self.step % config.validate_every == 0)
+                    if validate or last or self.step % 100 == 0:
+                        row: dict[str, Any] = {k: f"{v / count:.6g}" for k, v in sums.items()}
+                        row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
+                        row |= {"data_wait_share": f"{waited / busy:.4f}"}
+                        row |= {"psnr_y": f"{self.validate():.4f}" if validate else ""}
+                        log.writerow(row)
+                        file.flush()
+                        if self.progress:
+                            self.progress(self.step, row)
+                        sums, count, waited, busy = {}, 0, 0.0, 0.0
+                    if time.monotonic() - saved > config.checkpoint_minutes * 60:
+                        self.save(elapsed)
+                        saved = time.monotonic()
+                    if seconds is not None and now - started > seconds:
+                        break
+            finally:
+                stream.close()  # type: ignore[attr-defined]
+                self.save(self.seconds_before + time.monotonic() - started)

@@ -1,0 +1,70 @@
+"""Pictures in memory: from the kinds that callers hold to what the graphs take, and back to the same kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PictureError
+
+__all__ = ["check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
+
+Picture = NDArray[Any]
+_FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+
+
+def check_picture(picture: Any) -> Picture:
+    """The picture as an array, if it is one that can be upscaled; `PictureError` says what it should have been.
+
+    H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1].
+    """
+    if not isinstance(picture, np.ndarray):
+        raise PictureError(f"a NumPy array of height × width × channels is needed, not {type(picture).__name__}")
+    if picture.dtype not in _FULL_SCALE:
+        raise PictureError(f"a picture of uint8, uint16 or float32 is needed, not {picture.dtype}")
+    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
+        raise PictureError(f"a picture of shape H×W, H×W×1, H×W×3 or H×W×4 is needed, not {picture.shape}")
+    if 0 in picture.shape:
+        raise PictureError(f"the picture is empty (shape {picture.shape})")
+    if picture.dtype == np.float32 and not bool(np.isfinite(picture).all()):
+        raise PictureError("the picture holds NaN or infinity")
+    return picture
+
+
+def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
+    """Colour (H×W×1 or H×W×3) and alpha (H×W or None) of a checked picture."""
+    if picture.ndim == 2:
+        return picture[:, :, None], None
+    if picture.shape[2] in (2, 4):
+        return picture[:, :, :-1], picture[:, :, -1]
+    return picture, None
+
+
+def to_graph(colour: Picture) -> NDArray[np.float32]:
+    """H×W×1 or H×W×3 of any supported dtype → 1×3×H×W float32 in [0, 1]; grey is repeated to three channels."""
+    values = colour.astype(np.float32) / np.float32(_FULL_SCALE[colour.dtype])
+    if values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+
+
+def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
+    """1×3×H×W float32 → H×W×C of `like`'s dtype and colour channels, clipped, rounded half to even."""
+    values = sr[0].transpose(1, 2, 0)
+    if like.shape[2] == 1:
+        values = values.mean(axis=2, keepdims=True)
+    values = np.clip(values, 0.0, 1.0)
+    if like.dtype != np.float32:
+        values = np.rint(values * np.float32(_FULL_SCALE[like.dtype]))
+    return np.ascontiguousarray(values.astype(like.dtype))
+
+
+def upscale_alpha(alpha: Picture, scale: int) -> Picture:
+    """H×W → sH×sW of the same dtype, bicubic: the networks know nothing of alpha."""
+    size = (alpha.shape[1] * scale, alpha.shape[0] * scale)
+    values = cv2.resize(alpha.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
+    values = np.clip(values, 0.0, _FULL_SCALE[alpha.dtype])
+    return (values if alpha.dtype == np.float32 else np.rint(values)).astype(alpha.dtype)

@@ -1,0 +1,74 @@
+"""What this process may use of the machine: threads from affinity and cgroup quota, and the CPU's number formats."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "instruction_set"]
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs' worth of quota of this process's cgroup (v2, then v1), `None` where there is no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 and period_us > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def available_threads() -> int:
+    """Threads that fit the affinity mask and the cgroup quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Feature flags as the Linux kernel names them; empty where they cannot be read."""
+    return frozenset(_cpuinfo().get("flags", "").split())
+
+
+def cpu_name() -> str:
+    """Model name of the first CPU."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def instruction_set() -> str:
+    """The widest vector instruction sets that matter here, e.g. "avx512+vnni+bf16+amx"."""
+    flags = cpu_flags()
+    width = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else platform.machine()
+    extra = [
+        name
+        for name, names in (
+            ("vnni", {"avx512_vnni", "avx_vnni"}),
+            ("bf16", {"avx512_bf16"}),
+            ("amx", {"amx_int8", "amx_bf16"}),
+        )
+        if flags & names
+    ]
+    return "+".join([width, *extra])

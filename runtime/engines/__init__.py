@@ -1,0 +1,54 @@
+"""The inference engines, behind one small interface: a graph in memory becomes a session that maps arrays to arrays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, get_args
+
+from numpy.typing import NDArray
+
+from ..errors import EngineError, OptionError
+
+__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "load_session", "supported_precisions"]
+
+Backend = Literal["openvino", "onnxruntime"]
+Precision = Literal["fp32", "bf16", "int8"]
+Array = NDArray[Any]
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_IMPORT_LOCK = threading.Lock()
+
+
+class Session(Protocol):
+    """A loaded graph; `run` may be called from many threads."""
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Outputs in the graph's order, as arrays of their own. Raises `EngineError`."""
+        ...
+
+
+def supported_precisions(backend: Backend) -> tuple[Precision, ...]:
+    """Precisions that the engine itself can run (ONNX Runtime has no CPU bf16 convolution)."""
+    return ("fp32", "bf16", "int8") if backend == "openvino" else ("fp32", "int8")
+
+
+def load_session(
+    graph: bytes, *, backend: Backend, precision: Precision, threads: int, weights: bytes | None = None
+) -> Session:
+    """Load an ONNX graph (or an IR, with its `weights`) into an engine with explicit precision and threads."""
+    if backend not in BACKENDS:
+        raise OptionError(f"no engine is called {backend!r}; known are {', '.join(BACKENDS)}")
+    if precision not in supported_precisions(backend):
+        raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
+    try:
+        with _IMPORT_LOCK:
+            if backend == "openvino":
+                from .openvino_engine import OpenVinoSession as Engine
+            else:
+                from .onnxruntime_engine import OnnxRuntimeSession as Engine  # type: ignore[assignment]
+    except ImportError as error:
+        raise EngineError(f"the engine {backend} is not installed ({error})") from error
+    return Engine(graph, precision=precision, threads=threads, weights=weights)

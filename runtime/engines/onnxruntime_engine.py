@@ -1,0 +1,41 @@
+"""ONNX Runtime's CPU execution provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+
+__all__ = ["OnnxRuntimeSession"]
+
+
+class OnnxRuntimeSession:
+    """One loaded graph; ONNX Runtime itself allows concurrent calls."""
+
+    def __init__(self, graph: bytes, *, precision: str, threads: int, weights: bytes | None = None) -> None:
+        del precision  # float32 or what the graph's QDQ nodes say: ONNX Runtime never changes it
+        if weights is not None:
+            raise EngineError("ONNX Runtime reads ONNX graphs, not OpenVINO IR")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads sleep instead of spinning: a service shares its cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exception classes share no public base
+            raise EngineError(f"ONNX Runtime cannot load the graph: {error}") from error
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """See `Session.run`."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            return [np.asarray(output) for output in self._session.run(None, arrays)]
+        except Exception as error:  # as above
+            raise EngineError(f"ONNX Runtime failed: {error}") from error

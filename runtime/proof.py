@@ -1,0 +1,114 @@
+"""The proof in a bundle: inputs, the torch model's outputs, and the tolerances that `verify` re-checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from .bundle import Bundle, canonical_json
+from .errors import BundleError
+
+__all__ = ["Case", "Proof", "Tolerances"]
+
+SAMPLED_ABOVE = 40_000
+"""Outputs of more pixels than this are kept as a random sample of positions: a bundle must stay small."""
+SAMPLES = 12_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """What a variant may differ from the torch model."""
+
+    fp32_max_abs_err: float = 1e-4
+    """Largest difference of a float32 graph's output, of full range 1, beyond rounding where it answers in uint8."""
+    bf16_max_abs_err: float = 0.05
+    """Guard against outright wrong bf16 results at single sizes; the gate is the PSNR drop."""
+    bf16_psnr_drop_db: float = 0.01
+    """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input and what the torch model makes of it."""
+
+    name: str
+    lr: NDArray[np.uint8]
+    """H×W×3."""
+    expected: NDArray[np.float32]
+    """sH×sW×3 output, or N×3 of it at `positions`."""
+    positions: NDArray[np.int64] | None = None
+    """Flat pixel indices of the sampled output; None where `expected` is whole."""
+    hr: NDArray[np.uint8] | None = None
+    """sH×sW×3 original, for PSNR."""
+    psnr_y: float | None = None
+    """PSNR-Y of the torch model's 8-bit output against `hr`, in dB."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the LR picture."""
+        return self.lr.shape[0], self.lr.shape[1]
+
+    def pick(self, output: NDArray[Any]) -> NDArray[Any]:
+        """The part of an sH×sW×3 output that `expected` holds."""
+        return output if self.positions is None else output.reshape(-1, 3)[self.positions]
+
+    def sampled(self) -> Case:
+        """The same case, small enough for a bundle."""
+        pixels = self.expected.reshape(-1, 3)
+        if self.positions is not None or len(pixels) <= SAMPLED_ABOVE:
+            return self
+        positions = np.sort(np.random.RandomState(0).choice(len(pixels), SAMPLES, replace=False)).astype(np.int64)
+        return dataclasses.replace(self, expected=pixels[positions], positions=positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """All cases, the seed of their noise, and the tolerances."""
+
+    cases: tuple[Case, ...]
+    seed: int
+    tolerances: Tolerances = Tolerances()
+
+    def to_files(self) -> dict[str, bytes]:
+        """`proof.json` and `proof.safetensors`."""
+        tensors: dict[str, NDArray[Any]] = {}
+        entries = []
+        for case in (c.sampled() for c in self.cases):
+            tensors[f"{case.name}.lr"] = case.lr
+            tensors[f"{case.name}.expected"] = case.expected
+            if case.positions is not None:
+                tensors[f"{case.name}.positions"] = case.positions
+            if case.hr is not None:
+                tensors[f"{case.name}.hr"] = case.hr
+            entries.append({"name": case.name, "size": list(case.size), "psnr_y": case.psnr_y})
+        content = {"seed": self.seed, "tolerances": dataclasses.asdict(self.tolerances), "cases": entries}
+        plain = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
+        return {"proof.json": canonical_json(content), "proof.safetensors": save(plain)}
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Proof:
+        """The proof that a bundle carries; `BundleError` where it has none or it does not hang together."""
+        try:
+            content = json.loads(bundle.read("proof.json"))
+            tensors = load(bundle.read("proof.safetensors"))
+            cases = tuple(
+                Case(
+                    name=entry["name"],
+                    lr=tensors[f"{entry['name']}.lr"],
+                    expected=tensors[f"{entry['name']}.expected"],
+                    positions=tensors.get(f"{entry['name']}.positions"),
+                    hr=tensors.get(f"{entry['name']}.hr"),
+                    psnr_y=entry["psnr_y"],
+                )
+                for entry in content["cases"]
+            )
+            return cls(cases, int(content["seed"]), Tolerances(**content["tolerances"]))
+        except BundleError:
+            raise
+        except Exception as error:  # whatever a crafted proof makes the parsers raise
+            raise BundleError(f"the bundle {bundle.path} is refused: its proof cannot be read ({error})") from error

@@ -1,0 +1,73 @@
+"""Fixtures: a network small enough to export in a second, its checkpoint, and the bundle made from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.models.checkpoint import save_checkpoint
+from rdsr.models.rdsr import RDSR, RDSRConfig
+from rdsr.runtime.bundle import canonical_json, manifest_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = RDSRConfig(
+    width=12,
+    depth=4,
+    modulation_depths=(0, 2),
+    condition_width=8,
+    condition_depth=2,
+    lpe_width=8,
+    lpe_depth=2,
+    latent_size=24,
+)
+
+
+def random_network(config: RDSRConfig = CONFIG, seed: int = 0) -> RDSR:
+    """A network in which every weight matters: nothing is left at an initial zero."""
+    torch.manual_seed(seed)
+    network = RDSR(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network
+
+
+def write_checkpoint(path: Path, network: RDSR) -> Path:
+    save_checkpoint(path, network.state_dict(), "rdsr", network.config.to_dict(), {"stage": "test"})
+    return path
+
+
+def rewrite_manifest(bundle: Path, **changes: object) -> None:
+    """What an attacker with an editor and our code would do: change the manifest and give it a matching digest."""
+    content = json.loads((bundle / "manifest.json").read_text()) | changes
+    content["digest"] = manifest_digest(content)
+    (bundle / "manifest.json").write_bytes(canonical_json(content))
+
+
+@pytest.fixture(scope="session")
+def network() -> RDSR:
+    return random_network()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network: RDSR, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.safetensors", network)
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that tests must not change."""
+    output = tmp_path_factory.mktemp("bundle") / "small.bundle"
+    assert export_checkpoint(ExportOptions(checkpoint=checkpoint, output=output)).passed
+    return output
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A bundle of the test's own, to damage."""
+    return shutil.copytree(exported, tmp_path / "copy.bundle")

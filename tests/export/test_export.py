@@ -1,0 +1,161 @@
+"""The export as a whole: what is written, proven and refused, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdsr.export import exporter
+from rdsr.export.errors import ExportError, OutputExistsError, ProofError
+from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.runtime import cpu
+from rdsr.runtime.bundle import Bundle
+from rdsr.tests.conftest import CONFIG, random_network, write_checkpoint
+
+GRAPHS = ("encoder.onnx", "reverse.onnx", "decoder.onnx", "model.onnx", "model.xml", "model.bin")
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_bundle_is_complete_and_proven(exported: Path) -> None:
+    assert listing(exported) == sorted([*GRAPHS, "manifest.json", "proof.json", "proof.safetensors"])
+    manifest = Bundle(exported).manifest
+    assert manifest.scale == 4
+    assert manifest.fusion["max_abs_err"] <= 1e-5
+    assert manifest.fusion["max_rel_err_float64"] <= 1e-12
+    sizes = {tuple(size) for size in manifest.variants[0]["sizes"]}
+    assert len(sizes) >= 8
+    assert any(h % 2 and w % 2 and h != w for h, w in sizes)
+    assert (1, 1) in sizes
+    assert any(1 in size and max(size) > 32 for size in sizes)
+    assert any(min(size) > 96 for size in sizes), "one size larger than any training patch"
+    fp32 = [v for v in manifest.variants if v["precision"] == "fp32"]
+    assert {(v["engine"], v["graph"]) for v in fp32} == {
+        ("openvino", "decoder.onnx"),
+        ("openvino", "model.onnx"),
+        ("openvino", "model.xml"),
+        ("onnxruntime", "decoder.onnx"),
+        ("onnxruntime", "model.onnx"),
+    }
+    assert all(v["passed"] and v["max_abs_err"] <= 1e-4 for v in fp32)
+    bf16 = [v for v in manifest.variants if v["precision"] == "bf16"]
+    assert bool(bf16) == cpu.has_bf16()
+    assert all(v["passed"] and v["psnr_drop_db"] <= 0.01 for v in bf16)
+
+
+def test_two_exports_in_fresh_processes_are_byte_identical(checkpoint: Path, tmp_path: Path) -> None:
+    digests = []
+    for name in ("a", "b"):
+        command = [sys.executable, "-m", "rdsr.cli", "export", str(checkpoint), "-o", str(tmp_path / name), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["passed"] is True
+        files = (*GRAPHS, "proof.safetensors")
+        digests.append({g: hashlib.sha256((tmp_path / name / g).read_bytes()).hexdigest() for g in files})
+    assert digests[0] == digests[1]
+
+
+def test_seed_and_steps_reach_the_bundle(checkpoint: Path, tmp_path: Path, exported: Path) -> None:
+    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("fp32",), seed=7, steps=2)
+    assert export_checkpoint(options).passed
+    other = Bundle(tmp_path / "b")
+    assert (other.manifest.seed, other.manifest.steps) == (7, 2)
+    assert other.read("model.onnx") != Bundle(exported).read("model.onnx")
+
+
+def test_existing_output_is_left_alone_without_force(checkpoint: Path, bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(OutputExistsError, match="--force"):
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=bundle))
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert listing(bundle.parent) == [bundle.name]
+
+
+def test_force_replaces_a_bundle_but_nothing_else(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    options = {"checkpoint": checkpoint, "precisions": ("fp32",), "single_graph": False, "force": True}
+    assert export_checkpoint(ExportOptions(output=bundle, **options)).passed
+    assert not (bundle / "model.onnx").exists(), "the old bundle's files are gone"
+    assert listing(tmp_path) == [bundle.name]
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "cat.png").write_bytes(b"cat")
+    with pytest.raises(OutputExistsError, match="not replaced"):
+        export_checkpoint(ExportOptions(output=precious, **options))
+    assert listing(precious) == ["cat.png"]
+
+
+def test_outputs_that_cannot_be_written(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="not a folder"):
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "file" / "b"))
+    with pytest.raises(ExportError, match="cannot write"):
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=Path("/proc/rdsr-bundle")))
+    assert listing(tmp_path) == ["file"]
+
+
+def test_new_parent_folders_are_made(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "deep" / "bundle"
+    options = ExportOptions(checkpoint=checkpoint, output=output, precisions=("fp32",), single_graph=False)
+    assert export_checkpoint(options).passed
+    assert listing(tmp_path) == ["new"]
+
+
+def test_unknown_precisions_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="'fp8'"):
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("fp32", "fp8")))
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_failed_proof_is_not_written_or_kept_apart(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """A network whose graphs differ from torch: the deployed decoder is disturbed behind the accounting's back."""
+    before = (bundle / "manifest.json").read_bytes()
+    original = exporter.build_proof
+
+    def disturbed(network: torch.nn.Module, seed: int) -> object:
+        with torch.no_grad():
+            network.decoder.tail.bias.add_(1e-3)
+        return original(network, seed)
+
+    monkeypatch.setattr(exporter, "build_proof", disturbed)
+    result = export_checkpoint(
+        ExportOptions(checkpoint=checkpoint, output=bundle, precisions=("fp32",), force=True, keep_failed=keep)
+    )
+    assert not result.passed
+    assert result.kept is keep
+    assert (bundle / "manifest.json").read_bytes() == before, "the good bundle is untouched"
+    failed = f"{bundle.name}.failed"
+    assert listing(tmp_path) == sorted([bundle.name, failed] if keep else [bundle.name])
+    if keep:
+        assert not any(v["passed"] for v in Bundle(tmp_path / failed).manifest.variants)
+
+
+def test_a_wrong_fold_stops_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rdsr.models.rdsr.blocks import RepConv
+
+    path = write_checkpoint(tmp_path / "net.safetensors", random_network(CONFIG))
+    right = RepConv.forward_branches
+    monkeypatch.setattr(RepConv, "forward_branches", lambda self, x: right(self, x) + 1e-3)
+    with pytest.raises(ProofError, match="fused"):
+        export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "b"))
+    assert listing(tmp_path) == ["net.safetensors"]
+
+
+def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    def interrupt(step: str) -> None:
+        if step.startswith("prove"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "b"), interrupt)
+    assert listing(tmp_path) == []

@@ -1,0 +1,108 @@
+"""Degradation and patches: MATLAB's bicubic, aligned pairs, determinism, bad data folders."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rdsr.models.training.data import PatchSource
+from rdsr.models.training.degradation import bicubic_downscale
+from rdsr.models.training.errors import TrainingError
+
+RNG = np.random.default_rng(0)
+
+
+def noise_picture(height: int, width: int) -> np.ndarray:
+    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_downscale_agrees_with_torch_inside_the_border() -> None:
+    """torch's antialiased bicubic uses the same kernel (a = −0.5) and differs only in its border rule."""
+    hr = cv2.GaussianBlur(noise_picture(96, 120), (0, 0), 1)
+    for scale in (2, 3, 4):
+        ours = bicubic_downscale(hr, scale).astype(int)
+        tensor = torch.from_numpy(hr).permute(2, 0, 1)[None].double()
+        theirs = F.interpolate(tensor, size=ours.shape[:2], mode="bicubic", antialias=True, align_corners=False)
+        wanted = theirs[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
+        assert np.abs(ours - wanted)[3:-3, 3:-3].max() <= 1
+        assert (ours == wanted)[3:-3, 3:-3].mean() > 0.99
+
+
+def test_downscale_by_hand_on_a_step_at_the_border() -> None:
+    """MATLAB mirrors with the edge repeated: a constant stays constant up to the corner, a ramp keeps its mean."""
+    assert (bicubic_downscale(np.full((16, 24, 3), 77, np.uint8), 4) == 77).all()
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None] * 2, 8, axis=0)
+    small = bicubic_downscale(ramp, 4)[0, :, 0].astype(int)
+    assert np.array_equal(small[3:-3], np.arange(3, 13) * 8 + 3)
+    assert (small + small[::-1] == 126).all(), "symmetric, up to the border"
+
+
+def test_downscale_refuses_what_is_no_multiple() -> None:
+    with pytest.raises(ValueError, match="no multiple"):
+        bicubic_downscale(noise_picture(10, 12), 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, size in enumerate([(64, 80), (90, 71), (120, 100)]):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), cv2.GaussianBlur(noise_picture(*size), (0, 0), 2))
+    return tmp_path
+
+
+def test_patches_are_aligned_pairs(folder: Path) -> None:
+    source = PatchSource([folder], scale=4, patch_sizes=(8, 12), seed=0)
+    sizes = set()
+    for step in range(12):
+        hr, lr = source.batch(step, 4)
+        sizes.add(lr.shape[1])
+        assert hr.shape[1:] == (lr.shape[1] * 4, lr.shape[2] * 4, 3)
+        for big, small in zip(hr, lr, strict=True):
+            again = bicubic_downscale(big, 4).astype(int)
+            assert np.abs(again - small)[2:-2, 2:-2].max() <= 1
+    assert sizes == {8, 12}
+
+
+def test_batches_depend_on_seed_and_step_alone(folder: Path) -> None:
+    source = PatchSource([folder], scale=4, patch_sizes=(8,), seed=0)
+    streamed = list(source.stream(3, 6, 4))
+    for step, (hr, lr) in zip(range(3, 6), streamed, strict=True):
+        assert np.array_equal(source.batch(step, 4)[0], hr)
+        assert np.array_equal(source.batch(step, 4)[1], lr)
+    assert not np.array_equal(source.batch(0, 4)[0], source.batch(1, 4)[0])
+    other = PatchSource([folder], scale=4, patch_sizes=(8,), seed=1)
+    assert not np.array_equal(source.batch(0, 4)[0], other.batch(0, 4)[0])
+
+
+def test_all_eight_orientations_occur(tmp_path: Path) -> None:
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:8, :16] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    source = PatchSource([tmp_path], scale=4, patch_sizes=(8,), seed=0)
+    seen = {source.batch(step, 8)[0][i].tobytes() for step in range(12) for i in range(8)}
+    assert len(seen) == 8
+
+
+def test_unusable_pictures_are_named_and_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "broken.png").write_bytes(b"nonsense")
+    cv2.imwrite(str(folder / "small.png"), noise_picture(20, 90))
+    with caplog.at_level(logging.WARNING):
+        source = PatchSource([folder], scale=4, patch_sizes=(8,), seed=0)
+    assert len(source.pairs) == 3
+    assert caplog.text.count("broken.png") == 1
+    assert caplog.text.count("small.png") == 1
+
+
+def test_folders_without_use_are_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist"):
+        PatchSource([tmp_path / "none"], scale=4, patch_sizes=(8,), seed=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="holds no pictures"):
+        PatchSource([tmp_path / "empty"], scale=4, patch_sizes=(8,), seed=0)
+    with pytest.raises(TrainingError, match="at least 1200 pixels"):
+        PatchSource([folder], scale=4, patch_sizes=(300,), seed=0)

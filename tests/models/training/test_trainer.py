@@ -1,0 +1,213 @@
+"""Training: both stages learn, resume exactly, keep what must stay frozen, refuse bad configs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rdsr.cli import app
+from rdsr.models.errors import CheckpointError
+from rdsr.models.registry import load_model
+from rdsr.models.training import trainer as trainer_module
+from rdsr.models.training.config import TrainConfig
+from rdsr.models.training.errors import TrainingError
+from rdsr.models.training.run import train
+
+NETWORK = {"width": 8, "depth": 2, "modulation_depths": [0], "condition_width": 8, "latent_size": 16, "lpe_width": 8}
+STAGE1 = TrainConfig(
+    stage="stage1", preset="tiny", network=NETWORK, iterations=24, batch=2, patch_sizes=(12,), warmup=4, validate_every=8
+)
+STAGE2 = dataclasses.replace(STAGE1, stage="stage2")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "HR"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        cv2.imwrite(
+            str(folder / f"{index}.png"), cv2.GaussianBlur(rng.integers(0, 256, (64, 72, 3), dtype=np.uint8), (0, 0), 1.5)
+        )
+    return folder
+
+
+def losses(folder: Path) -> list[str]:
+    with (folder / "log.csv").open() as file:
+        return [row["loss"] for row in csv.DictReader(file)]
+
+
+def test_two_stages_end_in_a_deployable_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    first = train(STAGE1, [pictures], tmp_path / "one", validation=pictures.parent)
+    with pytest.raises(CheckpointError, match="stage2"):
+        load_model(first)
+    config = dataclasses.replace(STAGE2, init=str(first))
+    second = train(config, [pictures], tmp_path / "two", validation=pictures.parent)
+    before, after = load_file(first), load_file(second)
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("lpe.")), "stage 2 leaves the LPE alone"
+    assert not torch.equal(before["decoder.tail.weight"], after["decoder.tail.weight"])
+    loaded = load_model(second)
+    assert loaded.notes["stage"] == "stage2"
+    assert loaded.network.lpe is not None
+    with (tmp_path / "two" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(r["prior"]) > 0 for r in rows)
+    assert [r["step"] for r in rows if r["psnr_y"]] == ["8", "16", "24"]
+
+
+def test_training_learns(pictures: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(STAGE1, iterations=150, learning_rate=2e-3, validate_every=75, ema_decay=0.9)
+    train(config, [pictures], tmp_path / "run", validation=pictures.parent)
+    untrained = dataclasses.replace(config, iterations=1, learning_rate=1e-9, final_learning_rate=0.0)
+    train(untrained, [pictures], tmp_path / "untrained", validation=pictures.parent)
+
+    def quality(folder: Path) -> float:
+        with (folder / "log.csv").open() as file:
+            return float(list(csv.DictReader(file))[-1]["psnr_y"])
+
+    assert quality(tmp_path / "run") > quality(tmp_path / "untrained") + 0.2
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = STAGE1
+    if stage == "stage2":
+        config = dataclasses.replace(STAGE2, init=str(train(STAGE1, [pictures], tmp_path / "one")))
+    whole = load_file(train(config, [pictures], tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        original = trainer_module.Trainer._train_step
+
+        def interrupt_after_11(self: trainer_module.Trainer, batch: object) -> object:
+            if self.step == 11:
+                raise KeyboardInterrupt
+            return original(self, batch)
+
+        patch.setattr(trainer_module.Trainer, "_train_step", interrupt_after_11)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, [pictures], tmp_path / "cut")
+    resumed = load_file(train(config, [pictures], tmp_path / "cut", resume=True))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path) -> None:
+    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["step"] == 1
+    train(STAGE1, [pictures], tmp_path / "run", resume=True)
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == STAGE1.iterations
+
+
+def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    original = trainer_module.stage_losses
+
+    def spiky(network, stage, lr, hr, noise, weight):
+        result = original(network, stage, lr, hr, noise, weight)
+        spiky.calls += 1
+        return dataclasses.replace(result, total=result.total * (float("nan") if spiky.calls == 5 else 1.0))
+
+    spiky.calls = 0
+    monkeypatch.setattr(trainer_module, "stage_losses", spiky)
+    with caplog.at_level(logging.WARNING):
+        weights = load_file(train(STAGE1, [pictures], tmp_path / "run"))
+    assert caplog.text.count("left out") == 1
+    assert all(bool(torch.isfinite(v).all()) for v in weights.values())
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["skipped"] == 1
+
+
+def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+
+    def full(state: object, file: object) -> None:
+        file.write(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(STAGE1, [pictures], tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_resume_under_another_config_names_the_fields(pictures: Path, tmp_path: Path) -> None:
+    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    with pytest.raises(TrainingError, match=r"batch: 2 there, 3 here"):
+        train(dataclasses.replace(STAGE1, batch=3), [pictures], tmp_path / "run", resume=True)
+    with pytest.raises(TrainingError, match="--resume"):
+        train(STAGE1, [pictures], tmp_path / "run")
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(STAGE1, [pictures], tmp_path / "other", resume=True)
+
+
+def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="init"):
+        train(STAGE2, [pictures], tmp_path / "two")
+    first = train(STAGE1, [pictures], tmp_path / "one", seconds=1e-9)
+    wider = dataclasses.replace(STAGE2, network=NETWORK | {"width": 12}, init=str(first))
+    with pytest.raises(CheckpointError, match=r"decoder\..* has shape"):
+        train(wider, [pictures], tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "missing field"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\nlerning_rate = 1.0", "unknown field lerning_rate"),
+        ("stage = 'stage1'\npreset = 'huge'\niterations = 5", "preset must be one of base, small, tiny"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 0", "iterations must be a whole number from 1"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\nema_decay = 1.0", "ema_decay must be a number from"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\npatch_sizes = [4]", "patch_sizes"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidht = 3", "unknown field widht"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidth = 0", "width must be"),
+        ("stage = ", "not valid TOML"),
+    ],
+)
+def test_bad_configs_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(TrainingError, match=words):
+        TrainConfig.load(tmp_path / "config.toml")
+
+
+def test_shipped_presets_are_valid() -> None:
+    folder = Path(trainer_module.__file__).parent / "presets"
+    configs = sorted(folder.glob("*.toml"))
+    assert configs
+    for path in configs:
+        config = TrainConfig.load(path)
+        assert path.name == f"{config.preset}-{config.stage}.toml"
+
+
+def test_train_commands(pictures: Path, tmp_path: Path) -> None:
+    def toml(name: str, config: TrainConfig) -> Path:
+        values = {k: v for k, v in config.to_dict().items() if k != "network"}
+        lines = [f"{k} = {json.dumps(v)}" for k, v in values.items()]
+        lines += ["[network]", *(f"{k} = {json.dumps(v)}" for k, v in config.network.items())]
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    short = {"iterations": 2, "validate_every": 1}
+    one = toml("one.toml", dataclasses.replace(STAGE1, **short))
+    two = toml("two.toml", dataclasses.replace(STAGE2, **short))
+    runner = CliRunner()
+    common = ["--data", str(pictures), "--validation", str(pictures.parent)]
+    first = runner.invoke(app, ["train", "stage1", "--config", str(one), *common, "-o", str(tmp_path / "1")])
+    assert first.exit_code == 0, first.output
+    arguments = ["train", "stage2", "--config", str(two), "--init", str(tmp_path / "1" / "ema.safetensors"), *common]
+    second = runner.invoke(app, [*arguments, "-o", str(tmp_path / "2")])
+    assert second.exit_code == 0, second.output
+    assert load_model(tmp_path / "2" / "ema.safetensors").arch == "rdsr"
+    wrong = runner.invoke(app, ["train", "stage2", "--config", str(one), *common, "-o", str(tmp_path / "3")])
+    assert wrong.exit_code == 2
+    assert "describes stage1" in wrong.stderr

@@ -1,0 +1,191 @@
+"""`Upscaler`: kinds of pictures, sizes, choices of engine and precision, threads, errors that leave it usable."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rdsr.models.rdsr import RDSR
+from rdsr.runtime import BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
+from rdsr.runtime.arrays import from_graph, to_graph
+from rdsr.runtime.pipeline import initial_noise
+from rdsr.tests.conftest import CONFIG, rewrite_manifest
+
+RNG = np.random.default_rng(0)
+KINDS = [(), (1,), (2,), (3,), (4,)]
+
+
+def picture(size: tuple[int, int], dtype: str, channels: tuple[int, ...]) -> np.ndarray:
+    if dtype == "float32":
+        return RNG.random((*size, *channels), dtype=np.float32)
+    return RNG.integers(0, np.iinfo(dtype).max, (*size, *channels), dtype=dtype, endpoint=True)
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def fp32(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
+    return Upscaler.load(exported, backend=request.param, precision="fp32", threads=2)
+
+
+@pytest.fixture(scope="module")
+def auto(exported: Path) -> Upscaler:
+    return Upscaler.load(exported)
+
+
+@pytest.mark.parametrize("channels", KINDS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_kind_of_picture_is_kept(auto: Upscaler, dtype: str, channels: tuple[int, ...]) -> None:
+    upscaled = auto(picture((7, 10), dtype, channels))
+    assert upscaled.shape == (28, 40, *channels)
+    assert upscaled.dtype == dtype
+    assert upscaled.flags["C_CONTIGUOUS"]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from(["uint8", "float32"]),
+)
+def test_any_size_and_kind_equals_torch(
+    fp32: Upscaler, network: RDSR, height: int, width: int, kind: tuple[int, ...], dtype: str
+) -> None:
+    source = picture((height, width), dtype, kind)
+    upscaled = fp32(source)
+    colour = source[:, :, None] if source.ndim == 2 else source[:, :, : (1 if source.shape[2] < 3 else 3)]
+    noise = torch.from_numpy(initial_noise(0, CONFIG.latent_size))
+    with torch.no_grad():
+        wanted = from_graph(network(torch.from_numpy(to_graph(colour)), noise).numpy(), colour)
+    got = upscaled.reshape(*upscaled.shape[:2], -1)[:, :, : wanted.shape[2]]
+    limit = 1 if dtype == "uint8" else 1e-4
+    assert np.abs(got.astype(np.float64) - wanted).max() <= limit
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
+def test_extreme_sizes(auto: Upscaler, size: tuple[int, int]) -> None:
+    assert auto(picture(size, "uint8", (3,))).shape == (4 * size[0], 4 * size[1], 3)
+
+
+def test_constant_alpha_stays_constant(auto: Upscaler) -> None:
+    source = picture((9, 6), "uint8", (4,))
+    source[:, :, 3] = 200
+    assert (auto(source)[:, :, 3] == 200).all()
+
+
+def test_views_and_read_only_pictures_work(auto: Upscaler) -> None:
+    source = picture((12, 16), "uint8", (3,))
+    view = source[::2, ::-1]
+    frozen = view.copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(auto(view), auto(frozen))
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+        (np.zeros((5, 5, 5), np.uint8), "shape"),
+        (np.zeros((2, 5, 5, 3), np.uint8), "shape"),
+        (np.zeros((5, 5, 3), np.int32), "int32"),
+        (np.zeros((5, 5, 3), np.float64), "float64"),
+        (np.full((5, 5, 3), np.nan, np.float32), "NaN"),
+        ([[1, 2], [3, 4]], "list"),
+        ("cat.png", "str"),
+    ],
+)
+def test_bad_pictures_are_refused_and_leave_the_instance_usable(auto: Upscaler, bad: object, word: str) -> None:
+    with pytest.raises(PictureError, match=word):
+        auto(bad)
+    assert auto(picture((4, 4), "uint8", (3,))).shape == (16, 16, 3)
+
+
+def test_same_seed_same_bytes_other_seed_other_prior(exported: Path) -> None:
+    source = picture((20, 24), "float32", (3,))
+    first, again, other = (Upscaler.load(exported, precision="fp32", seed=seed)(source) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other), "the seed must reach the reverse process"
+
+
+def test_many_threads_get_the_same_bytes(auto: Upscaler) -> None:
+    pictures = [picture((8 + i, 30 - i), "uint8", (3,)) for i in range(8)]
+    alone = [auto(p) for p in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(auto, pictures * 3))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 3, together, strict=True))
+
+
+def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: False)
+    effective = Upscaler.load(exported).effective
+    assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
+    assert "no bf16" in effective.reason
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    effective = Upscaler.load(exported).effective
+    assert (effective.precision, effective.backend) == ("bf16", "openvino")
+    assert effective.threads == cpu.available_threads()
+    assert Upscaler.load(exported, backend="onnxruntime").effective.precision == "fp32"
+
+
+def test_results_say_what_they_ran_in(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    upscaler = Upscaler.load(exported)
+    assert upscaler.run(picture((5, 5), "uint8", (3,))).precision == "bf16"
+    assert upscaler.run(picture((5, 5), "uint16", (3,))).precision == "fp32"
+
+
+def test_openvino_really_runs_the_precision_it_was_given(exported: Path) -> None:
+    wanted = {"fp32": "f32"} | ({"bf16": "bf16"} if cpu.has_bf16() else {})
+    for precision, name in wanted.items():
+        pipeline = Upscaler.load(exported, backend="openvino", precision=precision)._pipeline
+        assert pipeline._decoder.effective_precision == name
+        assert pipeline._encoder.effective_precision == "f32"
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"backend": "tensorrt"}, "tensorrt"),
+        ({"precision": "fp16"}, "fp16"),
+        ({"threads": 0}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "no bf16"),
+    ],
+)
+def test_bad_options_are_named(exported: Path, options: dict[str, object], word: str) -> None:
+    with pytest.raises(OptionError, match=word):
+        Upscaler.load(exported, **options)
+
+
+def test_variants_that_were_not_proven_are_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no proven int8 variant"):
+        Upscaler.load(bundle, precision="int8")
+    rewrite_manifest(bundle, variants=[])
+    with pytest.raises(BundleError, match="no proven"):
+        Upscaler.load(bundle)
+
+
+def test_engine_failures_are_typed(auto: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError):
+        auto._pipeline._decoder.run({"lr": np.zeros((1, 2, 5, 5), np.float32), "z": np.zeros((1, 3), np.float32)})
+    assert auto(picture((5, 5), "uint8", (3,))).shape == (20, 20, 3)
+
+
+def test_threads_follow_the_quota(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cpu._quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cpu._quota(tmp_path) is None
+    (tmp_path / "cpu.max").unlink()
+    assert cpu._quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert cpu._quota(tmp_path) == 0.5
