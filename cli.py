@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import json
-import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from .console import BAD_INPUT, FAILED, command, counted, print_json, stderr, stdout, steps_shown, variant_table
 
 app = typer.Typer(
     name="rdsr",
@@ -27,16 +22,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets, and show it.")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
-
-_WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
-stdout = Console(soft_wrap=True, width=_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True)
-Command = TypeVar("Command", bound=Callable[..., None])
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
@@ -45,100 +33,11 @@ BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 
-# -- errors, exit codes, output ---------------------------------------------------------------------------------------
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 where the user's input is at fault, 1 where something failed while running, None for what is a bug."""
-    from .benchmarks.errors import BenchmarkError
-    from .export.errors import ExportError, ProofError
-    from .models.errors import CheckpointError
-    from .models.training.errors import TrainingError
-    from .runtime.errors import EngineError, RdsrError
-
-    if isinstance(error, (EngineError, ProofError)):
-        return FAILED
-    if isinstance(error, (RdsrError, CheckpointError, ExportError, TrainingError, BenchmarkError)):
-        return BAD_INPUT
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib"):
-        return FAILED
-    return None
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        extra = "bench" if error.name == "matplotlib" else "export"
-        return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{extra}]'"
-    return " ".join(str(error).split())
-
-
-def _fail(sentence: str, code: int, as_json: bool) -> NoReturn:
-    stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
-    if as_json:
-        _print_json({"error": sentence, "exit_code": code})
-    raise typer.Exit(code)
-
-
-def _command(function: Command) -> Command:
-    """Turn the project's errors into one sentence and an exit code, Ctrl-C into 130, and keep `--json` output clean."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **options: Any) -> None:
-        as_json = bool(options.get("as_json"))
-        stderr.quiet = as_json
-        logging.basicConfig(format="rdsr: %(message)s", level=logging.ERROR if as_json else logging.WARNING)
-        try:
-            function(*args, **options)
-        except KeyboardInterrupt:
-            stderr.print("rdsr: interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            code = _exit_code(error)
-            if code is None:
-                raise
-            stderr.quiet = False
-            _fail(_sentence(error), code, as_json)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
-    sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _steps(title: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that shows the step a long job is in."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda step: progress.update(task, description=f"{title}: {step}")
-
-
-def _variant_table(report: dict[str, Any]) -> Table:
-    title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
-    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
-    for row in report["variants"]:
-        verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
-        table.add_row(
-            row["precision"],
-            row["engine"],
-            row["graph"],
-            "" if row["max_abs_err"] is None else f"{row['max_abs_err']:.1e}",
-            "" if row["psnr_drop_db"] is None else f"{row['psnr_drop_db']:+.4f}",
-            str(len(row["sizes"])),
-            verdict,
-            style="red" if row["passed"] is False else None,
-        )
-    return table
-
-
 # -- export, verify, info ---------------------------------------------------------------------------------------------
 
 
 @app.command()
-@_command
+@command
 def export(
     checkpoint: Annotated[str, typer.Argument(help="safetensors or .pth file, or a shipped model's name (rdsr-small).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
@@ -176,13 +75,13 @@ def export(
         force=force,
         keep_failed=keep_failed,
     )
-    with _steps("export") as progress:
+    with steps_shown("export") as progress:
         result = export_checkpoint(options, progress)
     report = result.to_dict()
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        stdout.print(_variant_table(report))
+        stdout.print(variant_table(report))
         fusion = report["fusion"]
         stdout.print(
             f"fusion: {fusion['blocks']} blocks, error {fusion['max_abs_err']:.1e} in float32, "
@@ -198,7 +97,7 @@ def export(
 
 
 @app.command()
-@_command
+@command
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     threads: ThreadsOption = None,
@@ -211,20 +110,20 @@ def verify(
     from .runtime.bundle import Bundle
     from .runtime.verify import verify as run
 
-    with _steps("verify") as progress:
+    with steps_shown("verify") as progress:
         result = run(Bundle(bundle), threads=threads, progress=progress)
     report = result.to_dict()
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        stdout.print(_variant_table(report))
+        stdout.print(variant_table(report))
         stdout.print("passed" if result.passed else "FAILED")
     if not result.passed:
         raise typer.Exit(FAILED)
 
 
 @app.command()
-@_command
+@command
 def info(
     path: Annotated[str, typer.Argument(help="Bundle folder, checkpoint file, or a shipped model's name.")],
     as_json: JsonOption = False,
@@ -233,9 +132,16 @@ def info(
 
     Example: rdsr info rdsr-small.bundle
     """
-    report = _bundle_info(path) if Path(path).is_dir() else _checkpoint_info(path)
+    if Path(path).is_dir():
+        from .runtime.describe import describe_bundle
+
+        report = describe_bundle(Path(path))
+    else:
+        from .models.registry import load_model, resolve_checkpoint
+
+        report = load_model(resolve_checkpoint(path)).describe()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     table = Table(show_header=False, title=path)
     for key, value in report.items():
@@ -244,61 +150,11 @@ def info(
     stdout.print(table)
 
 
-def _bundle_info(path: str) -> dict[str, Any]:
-    from .runtime import cpu
-    from .runtime.bundle import Bundle
-    from .runtime.upscaler import choose
-
-    bundle = Bundle(path)
-    manifest = bundle.manifest
-    backend, precision, reason = choose(bundle, "auto", "auto")
-    return {
-        "kind": "bundle",
-        "arch": manifest.arch,
-        "scale": manifest.scale,
-        "params": manifest.params,
-        "steps": manifest.steps,
-        "precisions": list(manifest.precisions),
-        "tile_rule": manifest.tile_rule,
-        "receptive_radius": manifest.receptive_radius,
-        "seed": manifest.seed,
-        "checkpoint": dict(manifest.checkpoint),
-        "tools": dict(manifest.tools),
-        "proven_on": dict(manifest.cpu),
-        "files": {name: size for name, (_, size) in manifest.files.items()},
-        "here": {
-            "backend": backend,
-            "precision": precision,
-            "threads": cpu.available_threads(),
-            "isa": cpu.instruction_set(),
-            "reason": reason,
-        },
-    }
-
-
-def _checkpoint_info(path: str) -> dict[str, Any]:
-    from .models.registry import load_model, resolve_checkpoint
-
-    loaded = load_model(resolve_checkpoint(path))
-    network: Any = loaded.network
-    return {
-        "kind": "checkpoint",
-        "arch": loaded.arch,
-        "scale": network.scale,
-        "params": network.inference_parameters(),
-        "params_training": sum(p.numel() for p in network.parameters()),
-        "steps": len(network.betas),
-        "config": loaded.config.to_dict(),
-        "notes": loaded.notes,
-        "sha256": loaded.sha256,
-    }
-
-
 # -- upscale ----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
-@_command
+@command
 def upscale(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Picture files, folders, or quoted globs.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File for one picture, else a folder.")],
@@ -318,9 +174,7 @@ def upscale(
 
     jobs = plan_files(inputs, output)
     upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
-        task = progress.add_task("upscale", total=len(jobs.files))
+    with counted("upscale", len(jobs.files)) as (progress, task):
         done, failed = upscale_files(upscaler, jobs, lambda: progress.advance(task))
     effective = upscaler.effective
     if as_json:
@@ -331,7 +185,7 @@ def upscale(
             "precision": effective.precision,
             "threads": effective.threads,
         }
-        _print_json(report)
+        print_json(report)
     else:
         for result in done:
             sizes = " → ".join(f"{width}×{height}" for height, width in (result.size_in, result.size_out))
@@ -357,9 +211,7 @@ def _train(stage: str, config: Path, output: Path, options: dict[str, Any]) -> N
         from .models.training.errors import TrainingError
 
         raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task(stage, total=loaded.iterations)
+    with counted(stage, loaded.iterations) as (progress, task):
 
         def show(step: int, row: dict[str, Any]) -> None:
             quality = f", PSNR-Y {row['psnr_y']} dB" if row["psnr_y"] else ""
@@ -382,7 +234,7 @@ SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after abo
 
 
 @train_app.command()
-@_command
+@command
 def stage1(
     config: ConfigOption,
     data: DataOption,
@@ -405,7 +257,7 @@ def stage1(
 
 
 @train_app.command()
-@_command
+@command
 def stage2(
     config: ConfigOption,
     data: DataOption,
@@ -431,7 +283,7 @@ def stage2(
 
 
 @bench_app.command()
-@_command
+@command
 def quality(
     dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
@@ -461,13 +313,13 @@ def quality(
         candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
     if with_bicubic:
         candidates.append(bench.bicubic(candidates[0].scale))
-    with _steps("quality") as progress:
+    with steps_shown("quality") as progress:
         rows = [dataclasses.asdict(row) for row in bench.quality(candidates, [*dataset, *(more or [])], progress)]
     report = rows[0] if len(rows) == 1 else {"rows": rows}
     if output is not None:
         write_quality(output, report, rows)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     table = Table("data set", "images", "model", "backend", "precision", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "worst PSNR-Y")
     for row in rows:
@@ -476,6 +328,30 @@ def quality(
             f"{row['ssim_y']:.4f}", f"{row['psnr_rgb']:.3f}", f"{row['worst_psnr_y']:.3f}",
         )  # fmt: skip
     stdout.print(table)
+
+
+@bench_app.command()
+@command
+def crops(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Picture of the set; may be repeated.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Side-by-side crops, bicubic, the bundle and the original, as one PNG.
+
+    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
+    """
+    from .benchmarks import quality as bench
+    from .benchmarks.crops import crop_strip
+    from .benchmarks.datasets import find_dataset
+
+    candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
+    crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
+    stdout.print(str(output), highlight=False)
 
 
 def _version(wanted: bool) -> None:

@@ -64,6 +64,21 @@ class LoadedModel:
     notes: dict[str, str]
     """What our own checkpoints say of their training; empty for others."""
 
+    def describe(self) -> dict[str, Any]:
+        """The main facts, for `rdsr info`."""
+        network: Any = self.network
+        return {
+            "kind": "checkpoint",
+            "arch": self.arch,
+            "scale": network.scale,
+            "params": network.inference_parameters(),
+            "params_training": sum(p.numel() for p in network.parameters()),
+            "steps": len(network.betas),
+            "config": self.config.to_dict(),
+            "notes": self.notes,
+            "sha256": self.sha256,
+        }
+
 
 def shipped_weights() -> dict[str, Path]:
     """Checkpoints that the package carries, by model name ("rdsr-small", ×4)."""

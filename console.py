@@ -1,0 +1,131 @@
+"""How the command line talks: exit codes, one sentence for an error, tables, progress on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "INTERRUPTED",
+    "command",
+    "counted",
+    "fail",
+    "print_json",
+    "stderr",
+    "stdout",
+    "steps_shown",
+    "variant_table",
+]
+
+_WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
+stdout = Console(soft_wrap=True, width=_WIDTH)
+stderr = Console(stderr=True, soft_wrap=True)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def exit_code_of(error: Exception) -> int | None:
+    """2 where the user's input is at fault, 1 where something failed while running, None for what is a bug."""
+    from .benchmarks.errors import BenchmarkError
+    from .export.errors import ExportError, ProofError
+    from .models.errors import CheckpointError
+    from .models.training.errors import TrainingError
+    from .runtime.errors import EngineError, RdsrError
+
+    if isinstance(error, (EngineError, ProofError)):
+        return FAILED
+    if isinstance(error, (RdsrError, CheckpointError, ExportError, TrainingError, BenchmarkError)):
+        return BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib"):
+        return FAILED
+    return None
+
+
+def sentence_of(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = "bench" if error.name == "matplotlib" else "export"
+        return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{extra}]'"
+    return " ".join(str(error).split())
+
+
+def fail(sentence: str, code: int, as_json: bool) -> NoReturn:
+    stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
+    if as_json:
+        print_json({"error": sentence, "exit_code": code})
+    raise typer.Exit(code)
+
+
+def command(function: Command) -> Command:
+    """Turn the project's errors into one sentence and an exit code, Ctrl-C into 130, and keep `--json` output clean."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> None:
+        as_json = bool(options.get("as_json"))
+        stderr.quiet = as_json
+        logging.basicConfig(format="rdsr: %(message)s", level=logging.ERROR if as_json else logging.WARNING)
+        try:
+            function(*args, **options)
+        except KeyboardInterrupt:
+            stderr.print("rdsr: interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            code = exit_code_of(error)
+            if code is None:
+                raise
+            stderr.quiet = False
+            fail(sentence_of(error), code, as_json)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def steps_shown(title: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that shows the step a long job is in."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda step: progress.update(task, description=f"{title}: {step}")
+
+
+def variant_table(report: dict[str, Any]) -> Table:
+    title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
+    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
+    for row in report["variants"]:
+        verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
+        table.add_row(
+            row["precision"],
+            row["engine"],
+            row["graph"],
+            "" if row["max_abs_err"] is None else f"{row['max_abs_err']:.1e}",
+            "" if row["psnr_drop_db"] is None else f"{row['psnr_drop_db']:+.4f}",
+            str(len(row["sizes"])),
+            verdict,
+            style="red" if row["passed"] is False else None,
+        )
+    return table
+
+
+@contextlib.contextmanager
+def counted(title: str, total: int) -> Iterator[tuple[Progress, Any]]:
+    """A progress bar on stderr over `total` things, with its task."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
+        yield progress, progress.add_task(title, total=total)

@@ -1,0 +1,40 @@
+"""What a bundle is and how it would run here, for `rdsr info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import cpu
+from .bundle import Bundle
+from .errors import BundleError
+from .upscaler import choose
+
+__all__ = ["describe_bundle"]
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """The manifest's main facts, and engine, precision and threads that `auto` gives on this machine."""
+    bundle = Bundle(path)
+    manifest = bundle.manifest
+    try:
+        backend, precision, reason = choose(bundle, "auto", "auto")
+        here: dict[str, Any] = {"backend": backend, "precision": precision, "reason": reason}
+    except BundleError as error:  # a bundle that failed its proof and was kept can still be described
+        here = {"error": str(error)}
+    return {
+        "kind": "bundle",
+        "arch": manifest.arch,
+        "scale": manifest.scale,
+        "params": manifest.params,
+        "steps": manifest.steps,
+        "precisions": list(manifest.precisions),
+        "tile_rule": manifest.tile_rule,
+        "receptive_radius": manifest.receptive_radius,
+        "seed": manifest.seed,
+        "checkpoint": dict(manifest.checkpoint),
+        "tools": dict(manifest.tools),
+        "proven_on": dict(manifest.cpu),
+        "files": {name: size for name, (_, size) in manifest.files.items()},
+        "here": here | {"threads": cpu.available_threads(), "isa": cpu.instruction_set()},
+    }
