@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import BAD_INPUT, FAILED, command, counted, print_json, stderr, stdout, steps_shown, variant_table
+from .console import FAILED, command, counted, exit_code_of, print_json, stderr, stdout, steps_shown, variant_table
 
 app = typer.Typer(
     name="rdsr",
@@ -87,12 +87,12 @@ def export(
             f"fusion: {fusion['blocks']} blocks, error {fusion['max_abs_err']:.1e} in float32, "
             f"{fusion['max_rel_err_float64']:.1e} relative in float64"
         )
-        stdout.print(f"{f'wrote {result.output}' if result.passed else 'failed'} in {result.seconds:.1f} s", highlight=False)
+        stdout.print(f"{f'wrote {result.output}' if result.passed else 'failed'} in {result.seconds:.1f} s")
     if not result.passed:
         failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
         fate = f"kept as {result.output}" if result.kept else "not written (--keep-failed keeps it)"
         stderr.quiet = False
-        stderr.print(f"rdsr: the bundle failed its proof ({', '.join(failed)}) and was {fate}", style="red", highlight=False)
+        stderr.print(f"rdsr: the bundle failed its proof ({', '.join(failed)}) and was {fate}", style="red")
         raise typer.Exit(FAILED)
 
 
@@ -180,7 +180,7 @@ def upscale(
     if as_json:
         report: dict[str, Any] = {
             "outputs": [dataclasses.asdict(result) for result in done],
-            "failed": [{"input": str(path), "error": sentence} for path, sentence in failed],
+            "failed": [{"input": str(path), "error": str(error)} for path, error in failed],
             "backend": effective.backend,
             "precision": effective.precision,
             "threads": effective.threads,
@@ -189,12 +189,13 @@ def upscale(
     else:
         for result in done:
             sizes = " → ".join(f"{width}×{height}" for height, width in (result.size_in, result.size_out))
-            stdout.print(f"{result.output}  {sizes}  {result.ms:.0f} ms", highlight=False)
-        stderr.print(f"{effective.backend} {effective.precision}, {effective.threads} threads ({effective.reason})")
-    for _, sentence in failed:
-        stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
+            stdout.print(f"{result.output}  {sizes}  {result.ms:.0f} ms")
+        if done:
+            stderr.print(f"{effective.backend} {effective.precision}, {effective.threads} threads ({effective.reason})")
+    for _, error in failed:
+        stderr.print(f"rdsr: {error}", style="red")
     if failed:
-        raise typer.Exit(FAILED if jobs.many else BAD_INPUT)
+        raise typer.Exit(FAILED if jobs.many else exit_code_of(failed[0][1]) or FAILED)
 
 
 # -- train ------------------------------------------------------------------------------------------------------------
@@ -351,14 +352,14 @@ def crops(
 
     candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
     crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
-    stdout.print(str(output), highlight=False)
+    stdout.print(str(output))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from . import __version__
 
-        stdout.print(f"rdsr {__version__}", highlight=False)
+        stdout.print(f"rdsr {__version__}")
         raise typer.Exit
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .runtime.files import dump_json
+
 __all__ = [
     "BAD_INPUT",
     "FAILED",
     "INTERRUPTED",
     "command",
     "counted",
+    "exit_code_of",
     "fail",
     "print_json",
     "stderr",
@@ -30,8 +32,9 @@ __all__ = [
 ]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
-stdout = Console(soft_wrap=True, width=_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True)
+# No markup: file names and bundles may hold square brackets.
+stdout = Console(soft_wrap=True, width=_WIDTH, markup=False, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -62,7 +65,7 @@ def sentence_of(error: Exception) -> str:
 
 
 def fail(sentence: str, code: int, as_json: bool) -> NoReturn:
-    stderr.print(f"rdsr: {sentence}", style="red", markup=False, highlight=False)
+    stderr.print(f"rdsr: {sentence}", style="red")
     if as_json:
         print_json({"error": sentence, "exit_code": code})
     raise typer.Exit(code)
@@ -92,14 +95,14 @@ def command(function: Command) -> Command:
 
 
 def print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.write(dump_json(content))
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def steps_shown(title: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr that shows the step a long job is in."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
         task = progress.add_task(title, total=None)
         yield lambda step: progress.update(task, description=f"{title}: {step}")
@@ -126,6 +129,6 @@ def variant_table(report: dict[str, Any]) -> Table:
 @contextlib.contextmanager
 def counted(title: str, total: int) -> Iterator[tuple[Progress, Any]]:
     """A progress bar on stderr over `total` things, with its task."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
         yield progress, progress.add_task(title, total=total)

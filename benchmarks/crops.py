@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..runtime.files import atomic_write
 from ..runtime.metrics import psnr_y
-from ..runtime.picture_files import atomic_write
 from .datasets import Dataset
 from .errors import BenchmarkError
 from .quality import Candidate, bicubic

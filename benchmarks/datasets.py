@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.arrays import split_alpha
 from ..runtime.errors import PictureError
 from ..runtime.picture_files import read_picture
 from .errors import BenchmarkError
@@ -48,9 +49,7 @@ def _rgb(path: Path) -> Rgb:
         raise BenchmarkError(str(error)) from error
     if pixels.dtype != np.uint8:
         raise BenchmarkError(f"{path} has {pixels.dtype} pixels; PSNR as papers report it needs 8-bit pictures")
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    colour = pixels[:, :, :-1] if pixels.shape[2] in (2, 4) else pixels
+    colour, _ = split_alpha(pixels)
     return np.ascontiguousarray(np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour)
 
 
@@ -58,11 +57,15 @@ def _folders(root: Path, scale: int) -> tuple[Path, Path, str] | None:
     """HR folder, LR folder and what LR names have behind the HR name's stem."""
     if (root / "HR").is_dir():
         return root / "HR", root / f"LRx{scale}", ""
-    for high in sorted(root.glob("*_HR")):  # DIV2K_valid_HR/0801.png, DIV2K_valid_LR_bicubic/X4/0801x4.png
-        low = root / re.sub(r"_HR$", "_LR_bicubic", high.name) / f"X{scale}"
-        if high.is_dir():
-            return high, low, f"x{scale}"
-    return None
+    # DIV2K_valid_HR/0801.png with DIV2K_valid_LR_bicubic/X4/0801x4.png, named by their parent or by the HR folder itself
+    found = [root] if root.name.endswith("_HR") else [high for high in sorted(root.glob("*_HR")) if high.is_dir()]
+    valid = [high for high in found if "valid" in high.name] or found
+    if not valid:
+        return None
+    if len(valid) > 1:
+        raise BenchmarkError(f"{root} holds several data sets ({', '.join(h.name for h in valid)}); name one of them")
+    high = valid[0]
+    return high, high.parent / re.sub(r"_HR$", "_LR_bicubic", high.name) / f"X{scale}", f"x{scale}"
 
 
 def find_dataset(root: Path, scale: int) -> Dataset:
@@ -74,10 +77,10 @@ def find_dataset(root: Path, scale: int) -> Dataset:
         raise BenchmarkError(f"{root} is no data set: it has neither HR/ nor a folder like DIV2K_valid_HR/")
     high, low, suffix = folders
     if not low.is_dir():
-        raise BenchmarkError(f"the data set {root} has no {low.relative_to(root)}/ for ×{scale}")
+        raise BenchmarkError(f"the data set {root} has no {low} for ×{scale}")
     pairs = tuple((low / f"{path.stem}{suffix}.png", path) for path in sorted(high.glob("*.png")))
     if not pairs:
         raise BenchmarkError(f"the data set {root} has no pictures in {high.name}/")
     if missing := next((lr for lr, _ in pairs if not lr.is_file()), None):
-        raise BenchmarkError(f"the data set {root} lacks {missing.relative_to(root)}")
+        raise BenchmarkError(f"the data set {root} lacks {missing.parent.name}/{missing.name}")
     return Dataset(root.resolve().name, scale, pairs)

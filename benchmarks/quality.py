@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import cpu
+from ..runtime.arrays import from_graph, to_graph
 from ..runtime.engines import BACKENDS, Backend, load_session
 from ..runtime.errors import OptionError
 from ..runtime.metrics import psnr_rgb, psnr_y, ssim_y
@@ -65,38 +66,35 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     """Any ONNX graph with one picture input: N×H×W×3 uint8, or N×3×H×W float32 in [0, 1]; run in float32."""
     if backend not in ("auto", *BACKENDS):
         raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
-    try:
-        graph = path.read_bytes()
-    except OSError as error:
-        raise BenchmarkError(f"cannot read {path}: {error.strerror}") from error
+    if not path.is_file():
+        raise BenchmarkError(f"cannot read {path}: there is no such file")
     engine: Backend = "openvino" if backend == "openvino" else "onnxruntime"
     try:
-        session = load_session(graph, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
-        name, layout = _picture_input(graph, path)
-    except OptionError:
+        # By path, not from memory: a user's own graph may have its weights in a file beside it.
+        session = load_session(path, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
+        name, layout = _picture_input(path)
+
+        def run(lr: Rgb) -> Rgb:
+            if layout == "nhwc":
+                return np.asarray(session.run({name: lr[None]})[0][0])
+            return np.asarray(from_graph(session.run({name: to_graph(lr)})[0], lr))
+
+        probe = run(np.zeros((16, 24, 3), dtype=np.uint8))
+    except BenchmarkError:
         raise
-    except Exception as error:  # engines raise many kinds for a file that is no graph
+    except Exception as error:  # engines raise many kinds for a file that is no graph, or not of the size they need
         raise BenchmarkError(f"{path} cannot be benchmarked: {error}") from error
-
-    def run(lr: Rgb) -> Rgb:
-        if layout == "nhwc":
-            return np.asarray(session.run({name: lr[None]})[0][0])
-        values = lr.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
-        output = session.run({name: values})[0][0].transpose(1, 2, 0)
-        return np.rint(np.clip(output, 0, 1) * 255).astype(np.uint8)
-
-    probe = run(np.zeros((16, 24, 3), dtype=np.uint8))
     scale = probe.shape[0] // 16
     if probe.shape != (16 * scale, 24 * scale, 3) or scale < 1:
         raise BenchmarkError(f"{path} turns a 16×24 picture into one of shape {probe.shape}, which is no upscaling")
     return Candidate(str(path), engine, "fp32", scale, run)
 
 
-def _picture_input(graph: bytes, path: Path) -> tuple[str, str]:
+def _picture_input(path: Path) -> tuple[str, str]:
     """Name and layout of the graph's one input."""
     import onnxruntime as ort
 
-    inputs = ort.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
+    inputs = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
     if len(inputs) == 1 and len(inputs[0].shape) == 4:
         shape, kind = inputs[0].shape, inputs[0].type
         if kind == "tensor(uint8)" and shape[3] == 3:
@@ -112,7 +110,6 @@ def torch_checkpoint(name: str, *, threads: int | None, seed: int = 0) -> Candid
     import torch
 
     from ..models.registry import load_model, resolve_checkpoint
-    from ..runtime.arrays import from_graph, to_graph
     from ..runtime.pipeline import initial_noise
 
     loaded = load_model(resolve_checkpoint(name))
@@ -139,10 +136,13 @@ def bicubic(scale: int) -> Candidate:
 def measure(candidate: Candidate, dataset: Dataset, progress: Callable[[], None] = lambda: None) -> QualityRow:
     """Run one candidate over one data set."""
     values = []
-    for _, lr, hr in dataset:
+    for name, lr, hr in dataset:
         sr = candidate.run(lr)
         border = dataset.scale
-        values.append((psnr_y(sr, hr, border), ssim_y(sr, hr, border), psnr_rgb(sr, hr, border)))
+        try:
+            values.append((psnr_y(sr, hr, border), ssim_y(sr, hr, border), psnr_rgb(sr, hr, border)))
+        except ValueError as error:
+            raise BenchmarkError(f"{name} of {dataset.name} cannot be measured: {error}") from error
         progress()
     means = np.mean(values, axis=0)
     return QualityRow(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.picture_files import atomic_write
+from ..runtime.files import atomic_write, dump_json
 
 __all__ = ["write_quality"]
 
@@ -23,5 +22,5 @@ def write_quality(folder: Path, report: Mapping[str, Any], rows: Sequence[Mappin
         f"| {r['ssim_y']:.4f} | {r['psnr_rgb']:.3f} | {r['worst_psnr_y']:.3f} |"
         for r in rows
     ]
-    atomic_write(folder / "quality.json", (json.dumps(report, indent=2) + "\n").encode())
+    atomic_write(folder / "quality.json", dump_json(report).encode())
     atomic_write(folder / "quality.md", ("\n".join(lines) + "\n").encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from onnx import numpy_helper
 
 from .errors import ProofError
 
-__all__ = ["account", "graph_constants"]
+__all__ = ["SMALLEST", "account", "fingerprint", "graph_constants"]
 
 SMALLEST = 8
 """Constants of fewer values (shapes, scalars of the schedule, clip bounds) carry no weights worth accounting."""
@@ -29,7 +28,7 @@ def graph_constants(model: onnx.ModelProto) -> list[tuple[str, NDArray[Any]]]:
     return [(name, value) for name, value in found if np.issubdtype(value.dtype, np.floating)]
 
 
-def _fingerprint(values: NDArray[Any]) -> str:
+def fingerprint(values: NDArray[Any]) -> str:
     """Of the values whatever their order, so that a transposed matrix is recognised."""
     flat = np.sort(np.asarray(values, dtype=np.float32).ravel())
     return hashlib.sha256(flat.tobytes()).hexdigest()
@@ -37,23 +36,22 @@ def _fingerprint(values: NDArray[Any]) -> str:
 
 def account(
     model: onnx.ModelProto, name: str, deployed: Iterable[NDArray[Any]], training_only: Mapping[str, NDArray[Any]]
-) -> int:
-    """Match every constant of the graph to a deployed weight, each used up once; returns how many values matched.
+) -> set[str]:
+    """Match every constant of the graph to a deployed weight; returns the fingerprints of the weights it holds.
 
+    Equal weights share one fingerprint, as exporters let them share one constant.
     Raises `ProofError` for a constant that belongs to training alone or to nobody.
     """
-    available = Counter(_fingerprint(weight) for weight in deployed)
-    owners = {_fingerprint(weight): key for key, weight in training_only.items() if weight.size >= SMALLEST}
-    matched = 0
+    known = {fingerprint(weight) for weight in deployed}
+    owners = {fingerprint(weight): key for key, weight in training_only.items()}
+    found = set()
     for constant, value in graph_constants(model):
         if value.size < SMALLEST:
             continue
-        mark = _fingerprint(value)
-        if available[mark] > 0:
-            available[mark] -= 1
-            matched += value.size
-        elif mark in owners:
-            raise ProofError(f"{name} holds {owners[mark]}, which only training needs (as {constant})")
-        else:
+        mark = fingerprint(value)
+        if mark not in known:
+            if mark in owners:
+                raise ProofError(f"{name} holds {owners[mark]}, which only training needs (as {constant})")
             raise ProofError(f"{name} holds a constant {constant} of shape {list(value.shape)} that is no deployed weight")
-    return matched
+        found.add(mark)
+    return found

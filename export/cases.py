@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..models.degradation import bicubic_downscale, crop_to_multiple
 from ..models.interface import LatentPriorNetwork
-from ..models.training.data import crop_to_multiple
-from ..models.training.degradation import bicubic_downscale
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.metrics import psnr_y
 from ..runtime.picture_files import read_picture
 from ..runtime.pipeline import initial_noise
 from ..runtime.proof import Case, Proof
+from .errors import ProofError
 
 __all__ = ["SAMPLES", "build_proof", "sample_pictures"]
 
@@ -54,6 +54,8 @@ def build_proof(network: nn.Module, seed: int) -> Proof:
     for name, lr, hr in inputs:
         with torch.no_grad():
             output = parts(torch.from_numpy(to_graph(lr)), noise).numpy()
+        if not np.isfinite(output).all():
+            raise ProofError(f"the torch model itself gives NaN or infinity on {name}, so there is nothing to prove against")
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, parts.scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
         cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +21,18 @@ def check_target(target: Path, *, force: bool) -> None:
     if target.is_symlink() or target.exists():
         if not force:
             raise OutputExistsError(f"{target} exists already; choose another name or replace it with --force")
-        if target.is_symlink() or not (target / "manifest.json").is_file():
-            raise OutputExistsError(f"{target} exists and is no bundle, so it is not replaced")
+        if target.is_symlink() or not _is_bundle(target):
+            raise OutputExistsError(f"{target} exists and is no bundle (or holds more than one), so it is not replaced")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle, damaged or not, and nothing besides."""
+    try:
+        content = json.loads((folder / "manifest.json").read_bytes())
+        listed = {*content["files"], "manifest.json"}
+        return "schema" in content and {entry.name for entry in folder.iterdir()} <= listed
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -59,11 +70,13 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
         folder.rename(target)
         return
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".old"))
-    target.rename(aside / "previous")
     try:
+        target.rename(aside / "previous")
         folder.rename(target)
-    except OSError:
-        (aside / "previous").rename(target)
+    except BaseException:  # Ctrl-C as well: the previous bundle goes back before anything else happens
+        if (aside / "previous").exists() and not target.exists():
+            (aside / "previous").rename(target)
+        if not (aside / "previous").exists():
+            aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -2,63 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 
 from .errors import ProofError
 
-__all__ = ["body_nodes", "check_plain_body"]
-
-_PIXEL_OPS = {"Conv", "Relu", "Mul", "Add"}
+__all__ = ["check_plain_body"]
 
 
-def body_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes of the decoder graph that lie between the head's convolution and the tail's, both left out.
+def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
-    A node lies between when it works on what the head put out and the tail's input depends on it.
-    """
-    nodes = list(model.graph.node)
-    producers = {output: node for node in nodes for output in node.output}
 
-    def descendants(name: str) -> list[onnx.NodeProto]:
+class _Graph:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)  # ONNX keeps them in topological order
+        self.producer = {output: node for node in self.nodes for output in node.output}
+
+    def users(self, name: str) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes if name in node.input]
+
+    def descendants(self, name: str) -> set[str]:
+        """Names of all values that are computed from `name`, itself included."""
         reached = {name}
-        found = []
-        for node in nodes:  # ONNX keeps nodes in topological order
+        for node in self.nodes:
             if reached & set(node.input):
                 reached |= set(node.output)
-                found.append(node)
-        return found
+        return reached
 
-    convolutions = [node for node in nodes if node.op_type == "Conv"]
-    heads = [n for n in convolutions if "lr" in n.input and any(m.op_type == "Relu" for m in _users(nodes, n))]
+    def only_user(self, name: str, what: str) -> onnx.NodeProto:
+        users = self.users(name)
+        if len(users) != 1:
+            raise ProofError(f"{what} is used by {len(users)} nodes ({', '.join(n.op_type for n in users)}), not by one")
+        return users[0]
+
+
+def _check_convolution(node: onnx.NodeProto, what: str) -> None:
+    wanted = {"kernel_shape": [3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1], "group": 1}
+    defaults: dict[str, object] = {"strides": [1, 1], "dilations": [1, 1], "group": 1}
+    if node.op_type != "Conv":
+        raise ProofError(f"{what} is a {node.op_type}, not a convolution")
+    for name, value in wanted.items():
+        found = _attribute(node, name, defaults.get(name))
+        if found != value:
+            raise ProofError(f"{what} is a convolution with {name} {found}, not {value}")
+
+
+def check_plain_body(model: onnx.ModelProto, depth: int, modulated: Sequence[int]) -> None:
+    """Walk the decoder graph from the head to the tail and raise `ProofError` at the first thing that is not plain.
+
+    Plain is: head, ReLU, then `depth` times one 3×3 convolution (stride, dilation and padding 1), at the depths
+    `modulated` a Mul and an Add whose other operand comes from the latent prior `z` alone, and a ReLU; then the tail.
+    """
+    graph = _Graph(model)
+    from_z, from_lr = graph.descendants("z"), graph.descendants("lr")
+    heads = [n for n in graph.users("lr") if n.op_type == "Conv"]
     if len(heads) != 1:
         raise ProofError(f"the decoder graph has {len(heads)} head convolutions, not one")
-    after_head = descendants(heads[0].output[0])
-    tail = [node for node in after_head if node.op_type == "Conv"][-1]
-    needed: set[str] = set()
-    queue = [tail.input[0]]
-    while queue:
-        name = queue.pop()
-        if name not in needed and name in producers:
-            needed.add(name)
-            queue += list(producers[name].input)
-    return [node for node in after_head if set(node.output) & needed]
-
-
-def _users(nodes: list[onnx.NodeProto], node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    return [other for other in nodes if set(node.output) & set(other.input)]
-
-
-def check_plain_body(model: onnx.ModelProto, depth: int) -> None:
-    """Raise `ProofError` unless the body is `depth` 3×3 convolutions, ReLU and the modulation's Mul and Add alone."""
-    body = body_nodes(model)
-    for node in body:
-        if node.op_type not in _PIXEL_OPS:
-            raise ProofError(f"the decoder's body holds a {node.op_type} ({node.name})")
-        if node.op_type == "Conv":
-            kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [])
-            group = next((a.i for a in node.attribute if a.name == "group"), 1)
-            if kernel != [3, 3] or group != 1:
-                raise ProofError(f"the decoder's body holds a {kernel} convolution of {group} groups ({node.name})")
-    convolutions = sum(node.op_type == "Conv" for node in body)
-    if convolutions != depth:
-        raise ProofError(f"the decoder's body holds {convolutions} convolutions, not {depth}")
+    _check_convolution(heads[0], "the head")
+    node = graph.only_user(heads[0].output[0], "the head's output")
+    if node.op_type != "Relu":
+        raise ProofError(f"the head is followed by a {node.op_type}, not by ReLU")
+    for index in range(depth):
+        convolution = graph.only_user(node.output[0], f"the input of body convolution {index}")
+        _check_convolution(convolution, f"body convolution {index}")
+        node = graph.only_user(convolution.output[0], f"the output of body convolution {index}")
+        if index in modulated:
+            for kind in ("Mul", "Add"):
+                others = [name for name in node.input if name not in from_lr]
+                if node.op_type != kind or len(others) != 1 or others[0] not in from_z:
+                    raise ProofError(
+                        f"body convolution {index} is followed by a {node.op_type}, not by the modulation's {kind}"
+                    )
+                node = graph.only_user(node.output[0], f"the modulation of body convolution {index}")
+        if node.op_type != "Relu":
+            raise ProofError(f"body convolution {index} is followed by a {node.op_type}, not by ReLU")
+    tail = graph.only_user(node.output[0], "the body's output")
+    _check_convolution(tail, "the tail")
+    after = graph.only_user(tail.output[0], "the tail's output")
+    if after.op_type != "Add":
+        raise ProofError(f"the tail is followed by a {after.op_type}, not by the long skip's Add")

@@ -84,12 +84,15 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
     for _ in range(4):
         if not isinstance(content, Mapping):
             break
-        inner = next((content[k] for k in (*EMA_KEYS, *PLAIN_KEYS) if isinstance(content.get(k), Mapping)), None)
+        inner = next(
+            (content[k] for k in (*EMA_KEYS, *PLAIN_KEYS) if isinstance(content.get(k), Mapping) and content[k]), None
+        )
         if inner is None:
             break
         content = inner
     if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        # AveragedModel (torch.optim.swa_utils) counts its updates in a tensor beside the weights.
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor) and k != "n_averaged"}
         if tensors:
             return tensors
         found = ", ".join(str(k) for k in list(content)[:8]) or "nothing"
@@ -124,6 +127,10 @@ def read_key_map(path: Path) -> dict[str, str]:
         wanted = max((int(n) for n in re.findall(r"\\(\d+)", replacement)), default=0)
         if wanted > groups:
             raise CheckpointError(f"the key map {path} uses group {wanted} in {replacement!r}, but {pattern!r} has {groups}")
+        if re.search(r"\\[^\d\\]|\\$", replacement):
+            raise CheckpointError(
+                f"the key map {path} has a bad replacement {replacement!r}: only \\1, \\2, … may be escaped"
+            )
     return content
 
 

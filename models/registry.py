@@ -26,6 +26,7 @@ __all__ = [
     "shipped_weights",
 ]
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -89,7 +90,7 @@ def shipped_weights() -> dict[str, Path]:
 def resolve_checkpoint(name: str) -> Path:
     """A file of that name if there is one, else the shipped weights of that model name, else the name as a path."""
     path = Path(name)
-    return path if path.exists() else shipped_weights().get(name, path)
+    return path if path.is_file() else shipped_weights().get(name, path)
 
 
 def find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:
@@ -109,7 +110,7 @@ def find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:
 
 
 def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = None, steps: int | None = None) -> LoadedModel:
-    """Read a checkpoint into a network. `steps` overrides T where no metadata tells it (default: the architecture's).
+    """Read a checkpoint into a network. `steps` overrides T, whatever the metadata says.
 
     Raises `CheckpointError` or `UnsupportedModelError` with one sentence that names the file and the tensor at fault.
     """
@@ -122,14 +123,15 @@ def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = No
         config = _config(architecture, shapes, metadata)
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
-        network = architecture.build(config)
+        with torch.device("meta"):  # sizes are checked against the tensors before any memory is taken
+            network = architecture.build(config)
         _load_strictly(network, tensors)
+        notes = _notes(metadata)
     except (CheckpointError, ValueError) as error:
         kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
         raise kind(f"{path}: {error}") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    notes = json.loads(metadata.get("notes", "{}"))
     return LoadedModel(network.eval(), architecture.name, config, digest, notes)
 
 
@@ -143,6 +145,16 @@ def _config(architecture: Architecture, shapes: Shapes, metadata: Mapping[str, s
         raise CheckpointError(f"the config in the metadata does not fit {architecture.name}: {error}") from error
 
 
+def _notes(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        notes = json.loads(metadata.get("notes", "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"the notes in the metadata are not valid JSON: {error}") from error
+    if not isinstance(notes, dict):
+        raise CheckpointError("the notes in the metadata are no JSON object")
+    return {str(key): str(value) for key, value in notes.items()}
+
+
 def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     wanted = network.state_dict()
     if missing := [key for key in wanted if key not in tensors]:
@@ -152,11 +164,12 @@ def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         if value.shape != wanted[key].shape:
             raise CheckpointError(f"tensor {key} has shape {list(value.shape)}, expected {list(wanted[key].shape)}")
-        if not value.is_floating_point():
-            raise CheckpointError(f"tensor {key} has type {value.dtype}, expected floating point")
+        if value.dtype not in _FLOATS or value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(f"tensor {key} has type {value.dtype} ({value.layout}), expected dense floating point")
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"tensor {key} holds NaN or infinity")
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    plain = {key: value.float().contiguous() for key, value in tensors.items()}
+    network.load_state_dict(plain, assign=True)
 
 
 def _some(keys: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def _expand(inputs: Sequence[str]) -> tuple[list[Path], bool]:
     return list(dict.fromkeys(found)), single
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def plan_files(inputs: Sequence[str], output: Path) -> FilePlan:
     """Settle every output name; nothing is read or written yet.
 
@@ -66,32 +72,35 @@ def plan_files(inputs: Sequence[str], output: Path) -> FilePlan:
             raise OutputError(f"several pictures need a folder as output, not {output}")
         files = [(path, output / path.name) for path in paths]
     taken: dict[Path, Path] = {}
+    inputs_on_disk = {_identity(path) for path in paths}
     for source, target in files:
         check_output(target)
         if target in taken:
             raise OutputError(f"{taken[target]} and {source} would both become {target}")
         taken[target] = source
-        if target.exists() and any(target.samefile(path) for path in paths):
+        if target.exists() and _identity(target) in inputs_on_disk:
             raise OutputError(f"the output {target} is one of the inputs")
     for folder in {target.parent for _, target in files}:
         ancestor = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not ancestor.is_dir():
             raise OutputError(f"cannot write into {folder}: {ancestor} is not a folder")
+        if not os.access(ancestor, os.W_OK):
+            raise OutputError(f"cannot write into {folder}: permission denied for {ancestor}")
     return FilePlan(tuple(files), not single)
 
 
 def upscale_files(
     upscaler: Upscaler, plan: FilePlan, progress: Callable[[], None] = lambda: None
-) -> tuple[list[FileResult], list[tuple[Path, str]]]:
-    """Run a plan: results, and (input, sentence) for the pictures that failed; one bad picture stops no other."""
+) -> tuple[list[FileResult], list[tuple[Path, RdsrError]]]:
+    """Run a plan: results, and (input, error) for the pictures that failed; one bad picture stops no other."""
     done: list[FileResult] = []
-    failed: list[tuple[Path, str]] = []
+    failed: list[tuple[Path, RdsrError]] = []
     for source, target in plan.files:
         try:
             done.append(upscaler.file(source, target))
         except EngineError as error:  # says nothing of the picture by itself
-            failed.append((source, f"{source}: {error}"))
+            failed.append((source, EngineError(f"{source}: {error}")))
         except RdsrError as error:
-            failed.append((source, str(error)))
+            failed.append((source, error))
         progress()
     return done, failed

@@ -8,19 +8,20 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .errors import BundleError
+from .files import read_regular
+from .onnx_wire import refers_outside
 
 __all__ = ["SCHEMA", "Bundle", "Manifest", "canonical_json", "default_bundle_path", "manifest_digest"]
 
 SCHEMA = 1
 """Version of the manifest's form; a bundle of another version is refused."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_EXTERNAL_DATA = b"\n\x08location"
-"""How an ONNX file spells the key under which a tensor names a file outside the graph."""
+_MAX_MANIFEST = 2**20
 _MAX_BYTES = 4 * 2**30
-Role = Literal["encoder", "reverse", "decoder", "model"]
+_ONNX_ROLES = ("encoder", "reverse", "decoder", "model")
 
 
 def default_bundle_path() -> Path:
@@ -77,11 +78,20 @@ class Manifest:
     cpu: Mapping[str, str]
     """CPU on which the proof was made."""
 
+    def proven(self, precision: str, engine: str | None = None) -> bool:
+        """Whether the chain of graphs that the runtime runs passed its proof at this precision (on this engine, or any)."""
+        return any(
+            v["passed"] is True
+            and v["precision"] == precision
+            and v["graph"] == self.graphs["decoder"]
+            and engine in (None, v["engine"])
+            for v in self.variants
+        )
+
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Precisions that passed their proof on at least one engine."""
-        passed = {str(v["precision"]) for v in self.variants if v["passed"]}
-        return tuple(p for p in ("fp32", "bf16", "int8") if p in passed)
+        """Precisions that are proven on at least one engine."""
+        return tuple(p for p in ("fp32", "bf16", "int8") if self.proven(p))
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:
@@ -114,11 +124,15 @@ def _parse(content: Any) -> Manifest:
     for role, name in graphs.items():
         if name not in files:
             raise BundleError(f"manifest.json: the {role} graph {name} is not among its files")
+        if role in _ONNX_ROLES and not name.endswith(".onnx"):
+            raise BundleError(f"manifest.json: the {role} graph {name} is no .onnx file")
     if content.get("digest") != manifest_digest(content):
         raise BundleError("manifest.json was changed after it was written (its digest does not match)")
     for role in ("encoder", "reverse", "decoder"):
         if role not in graphs:
             raise BundleError(f"manifest.json: the {role} graph is missing")
+    if ("model_ir" in graphs) != ("model_ir_weights" in graphs):
+        raise BundleError("manifest.json: model_ir and model_ir_weights go together")
     variants = content.get("variants")
     fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
     if not isinstance(variants, list) or not all(isinstance(v, dict) and fields <= set(v) for v in variants):
@@ -167,9 +181,7 @@ class Bundle:
                 f"there is no bundle at {self.path}: " + ("not a folder" if self.path.exists() else "not found")
             )
         try:
-            if name.is_symlink():
-                raise BundleError(f"the bundle {self.path} is refused: manifest.json is a link")
-            raw = name.read_bytes()
+            raw = read_regular(name, _MAX_MANIFEST)
         except OSError as error:
             raise BundleError(f"{self.path} is no bundle: cannot read manifest.json ({error.strerror})") from error
         try:
@@ -191,15 +203,12 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.path} has no file {name}")
         digest, size = self.manifest.files[name]
-        path = self.path / name
-        if path.is_symlink():
-            raise BundleError(f"the bundle {self.path} is refused: {name} is a link")
         try:
-            if path.stat().st_size != size:
-                raise BundleError(f"the bundle {self.path} is damaged: {name} has {path.stat().st_size} bytes, not {size}")
-            content = path.read_bytes()
+            content = read_regular(self.path / name, size)
         except OSError as error:
             raise BundleError(f"the bundle {self.path} is damaged: cannot read {name} ({error.strerror})") from error
+        if len(content) != size:
+            raise BundleError(f"the bundle {self.path} is damaged: {name} has {len(content)} bytes, not {size}")
         if hashlib.sha256(content).hexdigest() != digest:
             raise BundleError(f"the bundle {self.path} is damaged: {name} does not match its checksum")
         return content
@@ -210,8 +219,13 @@ class Bundle:
             raise BundleError(f"the bundle {self.path} has no {role} graph")
         name = self.manifest.graphs[role]
         content = self.read(name)
-        if name.endswith(".onnx") and _EXTERNAL_DATA in content:
-            raise BundleError(f"the bundle {self.path} is refused: {name} refers to data outside itself")
+        if role in _ONNX_ROLES:
+            try:
+                outside = refers_outside(content)
+            except ValueError as error:
+                raise BundleError(f"the bundle {self.path} is refused: {name} is no ONNX graph ({error})") from error
+            if outside:
+                raise BundleError(f"the bundle {self.path} is refused: {name} refers to data outside itself")
         return content
 
     def check(self) -> None:

@@ -11,19 +11,36 @@ from pathlib import Path
 __all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "instruction_set"]
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs' worth of quota of this process's cgroup (v2, then v1), `None` where there is no limit."""
+def _read_quota(folder: Path) -> float | None:
+    """CPUs' worth of quota of one cgroup (v2, then v1), `None` where it has no limit."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
         return quota_us / period_us if quota_us > 0 and period_us > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs' worth of quota of this process: the least over its cgroup and all above it, `None` without a limit."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    folders = {root, root / "cpu"}
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        here = top / path.lstrip("/")
+        folders |= {here, *(p for p in here.parents if p.is_relative_to(top))}
+    quotas = [quota for folder in folders if (quota := _read_quota(folder)) is not None]
+    return min(quotas, default=None)
 
 
 def available_threads() -> int:
@@ -54,8 +71,10 @@ def cpu_name() -> str:
 
 
 def has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    allowed = cap in ("ALL", "DEFAULT") or any(word in cap for word in ("BF16", "FP16", "AMX", "AVX10"))
+    return allowed and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 def instruction_set() -> str:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from .errors import OutputError, PictureError
+from .files import atomic_write
 
-__all__ = ["PICTURE_SUFFIXES", "PictureFile", "atomic_write", "check_output", "read_picture", "write_picture"]
+__all__ = ["PICTURE_SUFFIXES", "PictureFile", "check_output", "read_picture", "write_picture"]
 
 _FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
@@ -47,13 +45,12 @@ def read_picture(path: Path) -> PictureFile:
     if not content:
         raise PictureError(f"{path} is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            return _decode(content, path)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        return _decode(content, path)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is refused: it claims more pixels than can be meant ({error})") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, cv2.error) as error:
+    except Exception as error:  # decoders raise almost any kind for a crafted file
         raise PictureError(f"{path} is damaged, truncated or no picture ({error})") from error
 
 
@@ -61,17 +58,41 @@ def _decode(content: bytes, path: Path) -> PictureFile:
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
+        _check_tiff_size(content)
         return PictureFile(_decode_deep(content, path))  # TIFF of floats in colour, say: Pillow has no such mode
     with image:
         if image.format not in set(_FORMATS.values()) | {"MPO"}:
             raise PictureError(f"{path} is a {image.format} file; PNG, JPEG, WebP, TIFF and BMP can be read")
         # A profile describes the channels it was made for: one for CMYK or Lab means nothing after conversion to RGB.
         icc = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr") else None
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = _orientation(image)
         image.load()  # finds truncation, also where the pixels are then decoded by other means
         deep = _bits(image, content) > 8 and image.mode in ("RGB", "RGBA", "RGBX", "LA")  # Pillow has reduced them to 8
         pixels = _decode_deep(content, path) if deep else _pixels(image)
         return PictureFile(_orient(pixels, orientation), icc)
+
+
+def _check_tiff_size(content: bytes) -> None:
+    """Raise unless this is a TIFF file of a sane size, by its header alone."""
+    if content[:4] not in (b"II*\0", b"MM\0*"):
+        raise ValueError("its first bytes are those of no known format")
+    stream = io.BytesIO(content)
+    directory = ImageFileDirectory_v2(stream.read(8))
+    stream.seek(directory.next)
+    directory.load(stream)
+    width, height = int(directory.get(256, 0)), int(directory.get(257, 0))
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or 2**28):
+        raise Image.DecompressionBombError(f"{width}×{height} pixels")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation that is still to be applied; both decoders apply a TIFF file's own. Broken EXIF counts as none."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # crafted EXIF blocks raise anything from struct.error on; the pixels are still good
+        return 1
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
@@ -93,7 +114,10 @@ def _orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return np.asarray(image).astype(np.uint16)
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its values, {values.min()} to {values.max()}, do not fit into 16 bits")
+        return values.astype(np.uint16)
     if image.mode == "F":
         return np.asarray(image, dtype=np.float32)
     transparent = "transparency" in image.info
@@ -183,23 +207,3 @@ def _encode(path: Path, picture: PictureFile) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder and rename. Raises `OutputError`; nothing partial stays."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

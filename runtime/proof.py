@@ -18,6 +18,7 @@ __all__ = ["Case", "Proof", "Tolerances"]
 SAMPLED_ABOVE = 40_000
 """Outputs of more pixels than this are kept as a random sample of positions: a bundle must stay small."""
 SAMPLES = 12_000
+MIN_CASES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,32 @@ class Case:
         """Height and width of the LR picture."""
         return self.lr.shape[0], self.lr.shape[1]
 
+    def size_out(self, scale: int) -> tuple[int, int]:
+        """Height and width of the SR picture."""
+        return self.size[0] * scale, self.size[1] * scale
+
     def pick(self, output: NDArray[Any]) -> NDArray[Any]:
         """The part of an sH×sW×3 output that `expected` holds."""
         return output if self.positions is None else output.reshape(-1, 3)[self.positions]
+
+    def check(self, scale: int) -> None:
+        """Raise `ValueError` unless shapes, types and positions fit together."""
+        if self.lr.ndim != 3 or self.lr.shape[2] != 3 or self.lr.dtype != np.uint8 or not self.lr.size:
+            raise ValueError(f"{self.name} has no H×W×3 uint8 input")
+        whole = (*self.size_out(scale), 3)
+        expected: tuple[int, ...] = whole
+        if self.positions is not None:
+            expected = (len(self.positions), 3)
+            if self.positions.ndim != 1 or self.positions.dtype != np.int64 or not len(self.positions):
+                raise ValueError(f"the positions of {self.name} are no list")
+            if self.positions.min() < 0 or self.positions.max() >= whole[0] * whole[1]:
+                raise ValueError(f"the positions of {self.name} lie outside its picture")
+        if self.expected.shape != expected or self.expected.dtype != np.float32 or not np.isfinite(self.expected).all():
+            raise ValueError(f"the expected output of {self.name} is not {expected} finite float32 values")
+        if self.hr is not None and (self.hr.shape != whole or self.hr.dtype != np.uint8):
+            raise ValueError(f"the original of {self.name} does not fit its input")
+        if self.psnr_y is not None and not isinstance(self.psnr_y, float):
+            raise ValueError(f"the PSNR of {self.name} is no number")
 
     def sampled(self) -> Case:
         """The same case, small enough for a bundle."""
@@ -107,8 +131,23 @@ class Proof:
                 )
                 for entry in content["cases"]
             )
-            return cls(cases, int(content["seed"]), Tolerances(**content["tolerances"]))
+            proof = cls(cases, content["seed"], Tolerances(**content["tolerances"]))
+            proof._check(bundle.manifest.scale)
+            return proof
         except BundleError:
             raise
         except Exception as error:  # whatever a crafted proof makes the parsers raise
-            raise BundleError(f"the bundle {bundle.path} is refused: its proof cannot be read ({error})") from error
+            raise BundleError(f"the bundle {bundle.path} is refused: its proof cannot be used ({error})") from error
+
+    def _check(self, scale: int) -> None:
+        """Raise `ValueError` for a proof that would prove too little or does not hang together."""
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ValueError(f"its seed is {self.seed!r}")
+        for field in dataclasses.fields(Tolerances):
+            value, limit = getattr(self.tolerances, field.name), field.default
+            if not isinstance(value, float) or not 0 <= value <= limit:  # type: ignore[operator]
+                raise ValueError(f"its tolerance {field.name} is {value!r}, looser than {limit}")
+        if len(self.cases) < MIN_CASES or not any(case.hr is not None and case.psnr_y is not None for case in self.cases):
+            raise ValueError(f"it needs at least {MIN_CASES} cases, one of them with an original")
+        for case in self.cases:
+            case.check(scale)

@@ -14,6 +14,7 @@ from . import cpu
 from .arrays import from_graph, to_graph
 from .bundle import Bundle
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
+from .errors import BundleError
 from .metrics import psnr_y
 from .pipeline import Pipeline
 from .proof import Case, Proof
@@ -32,8 +33,10 @@ class Variant:
     graph: str
     """"decoder.onnx" stands for the chain encoder → reverse → decoder; "model.onnx"/"model.xml" for the single graph."""
     max_abs_err: float | None
-    """Largest difference over all cases, of full range 1; for a single graph, which answers in uint8, what rounding to
-    the nearest level does not explain."""
+    """Largest difference over all cases, of full range 1 (infinite for NaN; `to_dict` gives None).
+
+    For a single graph, which answers in uint8, what rounding to the nearest level does not explain.
+    """
     psnr_drop_db: float | None
     """Mean PSNR-Y of the torch model minus that of this variant, over the proof's pictures; negative is a gain."""
     sizes: tuple[tuple[int, int], ...]
@@ -45,6 +48,9 @@ class Variant:
     def to_dict(self) -> dict[str, Any]:
         """As in manifests and `--json`."""
         values = dataclasses.asdict(self) | {"sizes": [list(size) for size in self.sizes]}
+        for name in ("max_abs_err", "psnr_drop_db"):  # JSON has no infinity
+            if values[name] is not None and not math.isfinite(values[name]):
+                values[name] = None
         return values if self.skipped else {k: v for k, v in values.items() if k != "skipped"}
 
 
@@ -111,7 +117,7 @@ def _verdict(precision: str, worst: float, drop: float | None, proof: Proof) -> 
     limits = proof.tolerances
     if precision == "fp32":
         return worst <= limits.fp32_max_abs_err
-    return worst <= limits.bf16_max_abs_err and (drop is None or drop <= limits.bf16_psnr_drop_db)
+    return worst <= limits.bf16_max_abs_err and drop is not None and drop <= limits.bf16_psnr_drop_db
 
 
 def check_variants(
@@ -149,6 +155,8 @@ def check_variants(
 
                 def single(case: Case, session: Session = session) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
                     (picture,) = session.run({"image": case.lr[None]})
+                    if picture.dtype != np.uint8 or picture.shape != (1, *case.size_out(bundle.manifest.scale), 3):
+                        raise BundleError(f"a single graph of {bundle.path} gives {picture.dtype} {picture.shape}")
                     return picture[0].astype(np.float32) / np.float32(255), picture[0]
 
                 worst, drop = _measure(single, proof, eight_bit=True)
@@ -162,7 +170,8 @@ def verify(bundle: Bundle, *, threads: int | None = None, progress: Progress | N
     if progress:
         progress("checksums")
     bundle.check()
-    precisions: list[Precision] = [p for p in PRECISIONS if p in bundle.manifest.precisions]
+    recorded = {str(row["precision"]) for row in bundle.manifest.variants}
+    precisions = [p for p in PRECISIONS if p in recorded]  # also those that failed when they were exported
     return Verification(
         bundle, check_variants(bundle, Proof.of_bundle(bundle), precisions, threads=threads, progress=progress)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -47,6 +48,21 @@ def rewrite_manifest(bundle: Path, **changes: object) -> None:
     content = json.loads((bundle / "manifest.json").read_text()) | changes
     content["digest"] = manifest_digest(content)
     (bundle / "manifest.json").write_bytes(canonical_json(content))
+
+
+def replace_file(bundle: Path, name: str, content: bytes) -> None:
+    """Change a file of a bundle and make the manifest agree, as somebody would who wants to hide it."""
+    (bundle / name).write_bytes(content)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    rewrite_manifest(bundle, files=files | {name: entry})
+
+
+def with_bf16_rows(bundle: Path) -> None:
+    """Claim a bf16 proof, so that choices can be tested on CPUs that have no bf16."""
+    variants = json.loads((bundle / "manifest.json").read_text())["variants"]
+    fp32 = next(v for v in variants if (v["precision"], v["engine"], v["graph"]) == ("fp32", "openvino", "decoder.onnx"))
+    rewrite_manifest(bundle, variants=[*(v for v in variants if v["precision"] != "bf16"), fp32 | {"precision": "bf16"}])
 
 
 @pytest.fixture(scope="session")

@@ -199,9 +199,7 @@ def test_upscale_refusals_leave_nothing(exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     refused(run("upscale", tmp_path / "none.png", "-o", out, *b), "none.png", "No such file")
     for bad in ("empty.png", "cut.png"):
-        result = run("upscale", tmp_path / "in" / bad, "-o", out, *b)
-        assert result.exit_code == 2
-        assert bad in result.stderr
+        refused(run("upscale", tmp_path / "in" / bad, "-o", out, *b), bad)
     refused(run("upscale", tmp_path / "bare", "-o", out, *b), "holds no pictures")
     refused(run("upscale", tmp_path / "*.xyz", "-o", out, *b), "no picture matches")
     refused(run("upscale", good, "-o", tmp_path / "out.gif", *b), "suffix")
@@ -217,6 +215,36 @@ def test_upscale_refusals_leave_nothing(exported: Path, tmp_path: Path) -> None:
     refused(run("upscale", good, "-o", out, "--bundle", tmp_path), "manifest.json")
     assert run("upscale", good, "-o", out, *b, "--threads", "0").exit_code == 2
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_with_brackets_are_printed_as_they_are(exported: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "IMG [final][red].png")
+    result = run("upscale", source, "-o", tmp_path / "out [x]", "--bundle", exported)
+    assert result.exit_code == 0, result.output
+    assert "out [x]/IMG [final][red].png" in result.stdout
+
+
+def test_engine_failure_on_one_picture_is_not_the_users_fault(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rdsr.runtime import EngineError
+    from rdsr.runtime.pipeline import Pipeline
+
+    def fail(*_: object) -> None:
+        raise EngineError("out of order")
+
+    monkeypatch.setattr(Pipeline, "run", fail)
+    source = write(tmp_path / "a.png")
+    refused(run("upscale", source, "-o", tmp_path / "o.png", "--bundle", exported), "a.png", "out of order", code=1)
+
+
+def test_perfect_scores_are_still_json(exported: Path, tmp_path: Path) -> None:
+    for folder, side in (("HR", 32), ("LRx4", 8)):
+        (tmp_path / "black" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "black" / folder / "a.png"), np.zeros((side, side, 3), np.uint8))
+    result = run("bench", "quality", "--dataset", tmp_path / "black", "--bundle", exported, "--bicubic", "--json")
+    rows = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["rows"]
+    assert rows[1]["psnr_y"] is None
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

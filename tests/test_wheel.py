@@ -66,14 +66,14 @@ def test_a_clone_under_any_folder_name_passes_its_tests(clone: Path, tmp_path: P
 
 
 def test_wheel_carries_what_it_needs(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    for needed in (
-        "rdsr/py.typed",
-        "rdsr/cli.py",
-        "rdsr/runtime/default_bundle/manifest.json",
-        "rdsr/export/samples/HR/chart.png",
-    ):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in ("rdsr/py.typed", "rdsr/runtime/default_bundle/manifest.json", "rdsr/export/samples/HR/chart.png"):
         assert needed in names
+    folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in ("tests", "build", "dist") and p.name[0] != "."]
+    sources = [*ROOT.glob("*.py"), *(s for folder in folders for s in folder.rglob("*.py"))]
+    carried = [p for kind in ("*.safetensors", "*.toml") for p in (ROOT / "models").rglob(kind)]
+    assert carried
+    assert {f"rdsr/{p.relative_to(ROOT).as_posix()}" for p in [*sources, *carried]} <= names
     assert not [n for n in names if n.startswith(("rdsr/tests", "rdsr/build", "tests"))]
     bundle = sum(i.file_size for i in zipfile.ZipFile(wheel).infolist() if "/default_bundle/" in i.filename)
     assert bundle <= 8e6

@@ -13,13 +13,16 @@ __all__ = ["PRESETS", "RDSR", "RDSRConfig", "build", "config_from_dict", "config
 
 
 def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the keys are those of an RDSR state dict (any training stage)."""
-    return "decoder.head.weight" in shapes and any(key.startswith("decoder.body.0.") for key in shapes)
+    """Whether the keys are those of an RDSR state dict (any training stage; a missing tensor is named later)."""
+    parts = ("decoder.head.", "decoder.tail.", "decoder.skip.", "condition_encoder.features.", "denoiser.input.")
+    body = any(key.startswith("decoder.body.") for key in shapes)
+    return body and sum(any(key.startswith(part) for key in shapes) for part in parts) >= 2
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:
     """Sizes of a deployable network; `CheckpointError` for a stage-1 checkpoint or one with a key tensor missing."""
-    if not any(key.startswith(("condition_encoder.", "denoiser.")) for key in shapes):
+    owners = {key.split(".")[0] for key in shapes}
+    if {"lpe", "decoder"} <= owners and not owners & {"condition_encoder", "denoiser"}:
         raise CheckpointError(
             "a stage-1 checkpoint, without condition encoder and denoiser, cannot be deployed; run stage2 from it first"
         )
@@ -27,10 +30,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> RDSRConfig:
-    """Sizes from a checkpoint's metadata; `ValueError` names the field that does not fit.
-
-    An inference-only file (no LPE) keeps the training config's metadata apart from `lpe_depth = 0`.
-    """
+    """Sizes from a checkpoint's metadata; `ValueError` names the field that does not fit."""
     return RDSRConfig.from_dict(values)
 
 

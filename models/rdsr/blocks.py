@@ -59,12 +59,13 @@ class RepConv(nn.Module):
     def folded_weight(self) -> Tensor:
         """The one C×C×3×3 kernel that equals the sum of all branches (exact: every branch is linear)."""
         weight: Tensor = self.weight
-        if self.conv1x1 is not None:
-            weight = weight + F.pad(self.conv1x1, (1, 1, 1, 1))
-        if self.expand is not None and self.project is not None:
-            weight = weight + torch.einsum("omhw,mi->oihw", self.project, self.expand[:, :, 0, 0])
-        if self.identity is not None:
-            weight = weight + F.pad(torch.diag(self.identity)[:, :, None, None], (1, 1, 1, 1))
+        with torch.autocast(weight.device.type, enabled=False):  # a fold in bf16 would not be exact
+            if self.conv1x1 is not None:
+                weight = weight + F.pad(self.conv1x1, (1, 1, 1, 1))
+            if self.expand is not None and self.project is not None:
+                weight = weight + torch.einsum("omhw,mi->oihw", self.project, self.expand[:, :, 0, 0])
+            if self.identity is not None:
+                weight = weight + F.pad(torch.diag(self.identity)[:, :, None, None], (1, 1, 1, 1))
         return weight
 
     def forward(self, x: Tensor) -> Tensor:

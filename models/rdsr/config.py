@@ -62,10 +62,16 @@ class RDSRConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+        betas = (self.beta_start, self.beta_end)
+        if not all(isinstance(b, (int, float)) for b in betas) or not 0.0 < self.beta_start <= self.beta_end < 1.0:
             raise ValueError(
                 f"0 < beta_start <= beta_end < 1 must hold, not beta_start={self.beta_start}, beta_end={self.beta_end}"
             )
+        for name in ("modulation_depths", "branches"):
+            if not isinstance(getattr(self, name), (list, tuple)):
+                raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}")
+        if unknown := [name for name in self.branches if name not in BRANCHES]:
+            raise ValueError(f"branches must be of {', '.join(BRANCHES)}, not {unknown[0]!r}")
         object.__setattr__(self, "modulation_depths", tuple(self.modulation_depths))
         object.__setattr__(self, "branches", tuple(name for name in BRANCHES if name in self.branches))
         depths = self.modulation_depths

@@ -65,8 +65,11 @@ class RepDecoder(nn.Module):
             if str(index) in self.modulation:
                 x = self.modulation[str(index)](x, z)
             x = F.relu(x)
-        skip = self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate"))
-        return F.pixel_shuffle(self.tail(x) + skip, self.scale)
+        detail = self.tail(x)
+        # In bf16 the skip alone would be a grey level off, so training computes it and the sum in the picture's own type.
+        with torch.autocast(lr.device.type, enabled=False):
+            skip = self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate"))
+            return F.pixel_shuffle(detail.type_as(skip) + skip, self.scale)
 
     def fuse(self) -> RepDecoder:
         """A copy in which every block is one plain convolution."""

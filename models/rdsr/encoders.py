@@ -12,8 +12,16 @@ from .config import RDSRConfig
 __all__ = ["ConditionEncoder", "LatentPriorEncoder"]
 
 
+def _he(layer: nn.Conv2d | nn.Linear) -> None:
+    """He initialisation: with torch's default, pooled features of different pictures are all but equal, and the prior
+    collapses to a constant (measured: spread over pictures 3e-4 of an rms of 0.044)."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
 def _convolutions(channels_in: int, width: int, depth: int, *, stride_from: int | None = None) -> nn.ModuleList:
-    return nn.ModuleList(
+    layers = nn.ModuleList(
         nn.Conv2d(
             channels_in if index == 0 else width,
             width,
@@ -23,14 +31,24 @@ def _convolutions(channels_in: int, width: int, depth: int, *, stride_from: int 
         )
         for index in range(depth)
     )
+    for layer in layers:
+        _he(layer)  # type: ignore[arg-type]
+    return layers
 
 
 def _mlp(channels: int, latent_size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, latent_size), nn.LeakyReLU(0.1), nn.Linear(latent_size, latent_size))
+    layers = nn.Sequential(nn.Linear(channels, latent_size), nn.LeakyReLU(0.1), nn.Linear(latent_size, latent_size))
+    _he(layers[0])  # type: ignore[arg-type]
+    _he(layers[2])  # type: ignore[arg-type]
+    return layers
 
 
 class LatentPriorEncoder(nn.Module):
-    """LPE: HR picture (pixel-unshuffled to LR size) beside the LR picture → latent prior z."""
+    """LPE: HR picture (pixel-unshuffled to LR size) beside the LR picture → latent prior z.
+
+    z is normalised to mean 0 and variance 1 over its elements, the scale of the noise that the reverse process starts on;
+    left free, its scale shrinks until the decoder ignores it and the distillation loss means nothing.
+    """
 
     def __init__(self, config: RDSRConfig) -> None:
         super().__init__()
@@ -44,7 +62,8 @@ class LatentPriorEncoder(nn.Module):
         x = torch.cat([F.pixel_unshuffle(hr, self.scale), lr], dim=1)
         for convolution in self.features:
             x = F.relu(convolution(x))
-        return self.mlp(x.mean(dim=(2, 3)))
+        z = self.mlp(x.mean(dim=(2, 3)))
+        return F.layer_norm(z, z.shape[-1:])
 
 
 class ConditionEncoder(nn.Module):

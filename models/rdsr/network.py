@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +91,8 @@ class RDSR(nn.Module):
 
     def fuse(self) -> RDSR:
         """The deployment form: branches folded, LPE dropped. The original is left as it is."""
-        fused = copy.copy(self)
-        fused._modules = dict(self._modules)
+        fused = copy.deepcopy(self)
+        fused.config = dataclasses.replace(self.config, branches=(), lpe_depth=0)
         fused.decoder = self.decoder.fuse()
         fused.lpe = None
         return fused
@@ -108,16 +110,21 @@ class RDSR(nn.Module):
             assert isinstance(block, RepConv)
             wide = copy.deepcopy(block).double()
             x = torch.randn(1, block.channels, 17, 15, generator=generator, dtype=torch.float64)
-            relative = max(relative, _relative(wide.fuse()(x), wide.forward_branches(x)))
+            relative = _worse(relative, _relative(wide.fuse()(x), wide.forward_branches(x)))
         wide_decoder = copy.deepcopy(self.decoder).double()
         fused, branches = wide_decoder.fuse()(lr.double(), z.double()), wide_decoder(lr.double(), z.double(), branches=True)
-        relative = max(relative, _relative(fused, branches))
+        relative = _worse(relative, _relative(fused, branches))
         narrow = (self.decoder.fuse()(lr, z) - self.decoder(lr, z, branches=True)).abs().max()
         return FusionErrors(len(self.decoder.body), float(narrow), relative)
 
     def inference_parameters(self) -> int:
         """Number of weights that the deployed, fused network holds."""
         return sum(p.numel() for p in self.fuse().parameters())
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger; NaN if either is."""
+    return a if math.isnan(a) else b if math.isnan(b) else max(a, b)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -60,6 +60,17 @@ class TrainConfig:
         def refuse(name: str, allowed: str) -> None:
             raise TrainingError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
+        kinds: tuple[tuple[str, Any, str], ...] = (
+            ("stage", str, "a string"),
+            ("preset", str, "a string"),
+            ("init", str, "a string"),
+            ("compile", bool, "true or false"),
+            ("network", dict, "a table"),
+            ("patch_sizes", (list, tuple), "a list of whole numbers from 8 to 512"),
+        )
+        for name, kind, what in kinds:
+            if not isinstance(getattr(self, name), kind):
+                refuse(name, what)
         if self.stage not in STAGES:
             refuse("stage", f"one of {', '.join(STAGES)}")
         if self.preset not in PRESETS:

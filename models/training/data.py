@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +15,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .degradation import bicubic_downscale
+from ..degradation import bicubic_downscale, crop_to_multiple
 from .errors import TrainingError
 
-__all__ = ["PICTURE_SUFFIXES", "PatchSource", "crop_to_multiple", "find_pictures", "read_rgb"]
+__all__ = ["PICTURE_SUFFIXES", "PatchSource", "find_pictures", "read_rgb"]
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 logger = logging.getLogger(__name__)
 
+_LOW_RESOLUTION = re.compile(r"^LRx\d|_LR(_|$)")
 Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
@@ -30,19 +33,22 @@ def read_rgb(path: Path) -> NDArray[np.uint8] | None:
     return None if bgr is None else np.ascontiguousarray(bgr[:, :, ::-1]).astype(np.uint8, copy=False)
 
 
-def crop_to_multiple(picture: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """The top left of a picture, with both sides multiples of `multiple`."""
-    height, width = (side - side % multiple for side in picture.shape[:2])
-    return np.ascontiguousarray(picture[:height, :width])
-
-
 def find_pictures(folders: Sequence[Path]) -> list[Path]:
-    """All pictures below the folders, sorted; `TrainingError` for a folder that is missing or holds none."""
+    """All pictures below the folders, sorted; `TrainingError` for a folder that is missing or holds none.
+
+    The low-resolution side of a data set (`LRx4/`, `DIV2K_train_LR_bicubic/`) is not taken for originals.
+    """
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise TrainingError(f"the data folder {folder} does not exist")
-        pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        pictures = [
+            p
+            for p in sorted(folder.rglob("*"))
+            if p.suffix.lower() in PICTURE_SUFFIXES
+            and p.is_file()
+            and not any(_LOW_RESOLUTION.search(part) for part in p.relative_to(folder).parts[:-1])
+        ]
         if not pictures:
             raise TrainingError(f"the data folder {folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         found += pictures
@@ -56,7 +62,10 @@ class PatchSource:
     """
 
     def __init__(self, folders: Sequence[Path], *, scale: int, patch_sizes: Sequence[int], seed: int) -> None:
-        """Decode every picture; the ones too small for the largest patch or unreadable are named once and left out."""
+        """Decode every picture; unreadable ones and ones smaller than the smallest patch are named once and left out.
+
+        `TrainingError` where no picture is left for one of the patch sizes.
+        """
         self.scale = scale
         self.patch_sizes = tuple(patch_sizes)
         self.seed = seed
@@ -64,11 +73,18 @@ class PatchSource:
         with ThreadPoolExecutor(max_workers=2) as pool:
             pairs = list(pool.map(self._load, paths))
         self.pairs = [pair for pair in pairs if pair is not None]
-        if not self.pairs:
-            raise TrainingError(
-                f"none of the {len(paths)} pictures can be used: patches of {max(self.patch_sizes)} LR pixels "
-                f"need pictures of at least {max(self.patch_sizes) * scale} pixels a side"
-            )
+        self.eligible = {
+            patch: [i for i, (_, lr) in enumerate(self.pairs) if min(lr.shape[:2]) >= patch] for patch in self.patch_sizes
+        }
+        for patch, fitting in self.eligible.items():
+            if not fitting:
+                raise TrainingError(
+                    f"none of the {len(paths)} pictures can be used for patches of {patch} LR pixels, "
+                    f"which need at least {patch * scale} pixels a side"
+                )
+        named = [(path.name, pair[0].shape) for path, pair in zip(paths, pairs, strict=True) if pair is not None]
+        self.digest = hashlib.sha256(repr(named).encode()).hexdigest()
+        """Of the names and sizes of the pictures: what a resumed run must find again."""
 
     def _load(self, path: Path) -> Batch | None:
         picture = read_rgb(path)
@@ -90,11 +106,8 @@ class PatchSource:
         hr = np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8)
         lr = np.empty((count, patch, patch, 3), dtype=np.uint8)
         for index in range(count):
-            while True:
-                # Every picture is equally likely: 0.02 dB better on Kodak24 after 800 steps than likelier large ones.
-                big, small = self.pairs[int(rng.integers(len(self.pairs)))]
-                if min(small.shape[:2]) >= patch:
-                    break
+            # Every picture is equally likely: 0.02 dB better on Kodak24 after 800 steps than likelier large ones.
+            big, small = self.pairs[int(rng.choice(self.eligible[patch]))]
             y, x = (int(rng.integers(side - patch + 1)) for side in small.shape[:2])
             turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
             for source, target, unit in ((big, hr, scale), (small, lr, 1)):

@@ -20,19 +20,20 @@ __all__ = ["train"]
 
 
 def _start_from(network: RDSR, path: Path, stage: str) -> None:
-    """Load what the checkpoint shares with the network; stage2 needs the LPE and the decoder from it."""
+    """Start from a checkpoint of the same network: stage1 needs its decoder, stage2 the LPE as well."""
     tensors, _ = read_checkpoint(path)
     wanted = network.state_dict()
+    if unknown := [key for key in tensors if key not in wanted]:
+        raise CheckpointError(f"{path}: tensor {unknown[0]} belongs to no part of the network that the config describes")
     for key, value in tensors.items():
         if key in wanted and wanted[key].shape != value.shape:
             raise CheckpointError(
                 f"{path}: tensor {key} has shape {list(value.shape)}, the config asks for {list(wanted[key].shape)}"
             )
-    parts = ("lpe.", "decoder.")
-    lacking = [key for key in wanted if key.startswith(parts) and key not in tensors]
-    if stage == "stage2" and lacking:
-        raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which stage2 starts from")
-    network.load_state_dict({key: value for key, value in tensors.items() if key in wanted}, strict=False)
+    parts = ("lpe.", "decoder.") if stage == "stage2" else ("decoder.",)
+    if lacking := [key for key in wanted if key.startswith(parts) and key not in tensors]:
+        raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which {stage} starts from")
+    network.load_state_dict(tensors, strict=False)
 
 
 def train(
@@ -53,19 +54,28 @@ def train(
     """
     if not resume and (folder / "state.pt").exists():
         raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
+    if device not in ("auto", "cpu", "cuda"):
+        raise TrainingError(f"device must be auto, cpu or cuda, not {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: this machine has no CUDA GPU that PyTorch can use")
+        raise TrainingError("device cuda: this machine has no CUDA GPU that PyTorch can use")
     torch.manual_seed(config.seed)
     network = RDSR(config.network_config())
     if config.init and not resume:
         _start_from(network, Path(config.init), config.stage)
     elif config.stage == "stage2" and not resume:
         raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write the run folder {folder}: {error.strerror}") from error
     source = PatchSource(data, scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed)
     trainer = Trainer(
         config, network, source, folder, validation=validation, device=device, threads=threads, progress=progress
     )
     if resume:
         trainer.resume()
-    trainer.run(seconds)
+    try:
+        trainer.run(seconds)
+    except OSError as error:
+        raise TrainingError(f"cannot write into {folder}: {error.strerror}; its previous checkpoint is as it was") from error
     return folder / "ema.safetensors"

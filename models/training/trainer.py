@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
 import json
 import logging
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,7 @@ from .validation import load_pairs, mean_psnr_y
 __all__ = ["Trainer", "cpu_has_bf16"]
 
 logger = logging.getLogger(__name__)
+MAX_SKIPPED = 50
 LOG_FIELDS = ("step", "minutes", "loss", "pixel", "prior", "learning_rate", "data_wait_share", "skipped", "psnr_y")
 
 
@@ -80,6 +86,11 @@ class Trainer:
         self.skipped = 0
         self.running_loss: float | None = None
         self.seconds_before = 0.0
+        self.skipped_in_a_row = 0
+        self.between_steps = True
+        self.stop = False
+        self.sums: dict[str, float] = {}
+        """Sums over the steps since the last row of the log."""
 
     # -- persistence ------------------------------------------------------------------------------------------------
 
@@ -91,6 +102,8 @@ class Trainer:
             "skipped": self.skipped,
             "running_loss": self.running_loss,
             "seconds": elapsed,
+            "sums": self.sums,
+            "data": self.data.digest,
             "network": self.network.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
@@ -115,33 +128,45 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.is_file():
             raise TrainingError(f"there is nothing to resume in {self.folder}: it has no state.pt")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever the unpickler raises for a damaged file
+            raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
         before, now = json.loads(state["config"]), self.config.to_dict()
         free = ("checkpoint_minutes", "validate_every", "init")
         differ = [k for k in now if k not in free and before.get(k) != now[k]]
         if differ:
             changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
             raise TrainingError(f"{self.folder} was trained under another config ({changes})")
+        if state["data"] != self.data.digest:
+            raise TrainingError(f"{self.folder} was trained on other pictures than --data names now")
         self.network.load_state_dict(state["network"])
         self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.skipped = state["step"], state["skipped"]
         self.running_loss, self.seconds_before = state["running_loss"], state["seconds"]
+        self.sums = state["sums"]
+        self._trim_log()
+
+    def _trim_log(self) -> None:
+        """Drop rows that a run which did not reach its next checkpoint has logged; they will be written again."""
+        path = self.folder / "log.csv"
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, LOG_FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def validate(self) -> float:
         """Mean PSNR-Y in dB of the EMA weights over the validation pairs, float32."""
-        current = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.network.load_state_dict(self.ema)
-        self.network.eval()
-        try:
-            return mean_psnr_y(
-                predict_with(self.network, self.config.stage), self.pairs, self.network.config.scale, self.device
-            )
-        finally:
-            self.network.load_state_dict(current)
-            self.network.train()
+        averaged = copy.deepcopy(self.network).eval()
+        averaged.load_state_dict(self.ema)
+        predict = predict_with(averaged, self.config.stage)
+        return mean_psnr_y(predict, self.pairs, averaged.config.scale, self.device)
 
     def _tensor(self, patches: np.ndarray) -> Tensor:
         return torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2).float().div_(255)
@@ -163,60 +188,106 @@ class Trainer:
         limit = math.inf if self.running_loss is None or self.step < 200 else config.spike_factor * self.running_loss
         if math.isfinite(value) and math.isfinite(norm) and value <= limit:
             self.optimizer.step()
+            self.skipped_in_a_row = 0
             self.running_loss = value if self.running_loss is None else 0.99 * self.running_loss + 0.01 * value
             decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.ema.values()), list(self.network.state_dict().values()), 1 - decay)
         else:
             self.skipped += 1
+            self.skipped_in_a_row += 1
             logger.warning("step %d left out: loss %.4g, gradient norm %.4g", self.step, value, norm)
         return {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
 
+    def _row(self, terms: dict[str, float], elapsed: float, validate: bool) -> dict[str, Any]:
+        """One row of the log: means since the last row."""
+        count = terms.pop("count")
+        waited, busy = terms.pop("waited"), terms.pop("busy")
+        row: dict[str, Any] = {k: f"{v / count:.6g}" for k, v in terms.items()}
+        row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
+        row |= {"data_wait_share": f"{waited / busy:.4f}", "psnr_y": f"{self.validate():.4f}" if validate else ""}
+        return row
+
+    def _one_step(self, stream: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Fetch a batch, train on it, count it."""
+        before = time.monotonic()
+        batch = next(stream)
+        got = time.monotonic()
+        self.between_steps = False
+        terms = self._train_step(batch)
+        terms |= {"count": 1, "waited": got - before, "busy": time.monotonic() - before}
+        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in terms.items()}
+        self.step += 1
+        self.between_steps = True
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise TrainingError(
+                f"the run has diverged: {MAX_SKIPPED} steps in a row were left out up to step {self.step}; "
+                "start again with a lower learning rate"
+            )
+
     def run(self, seconds: float | None = None) -> None:
-        """Train until the configured iterations are done, or for about `seconds`; ends on a checkpoint either way."""
+        """Train until the configured iterations are done, or for about `seconds`; ends on a checkpoint either way.
+
+        The first Ctrl-C ends the step in hand, writes a checkpoint and raises `KeyboardInterrupt`; a second one
+        does not wait, and the previous checkpoint stays.
+        """
+        with _interrupts_deferred(self):
+            self._run(seconds)
+        if self.stop:
+            raise KeyboardInterrupt
+
+    def _run(self, seconds: float | None) -> None:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()
-        waited = busy = 0.0
-        sums: dict[str, float] = {}
-        count = 0
-        with log_path.open("w" if fresh else "a", newline="") as file:
-            log = csv.DictWriter(file, LOG_FIELDS)
-            if fresh:
-                log.writeheader()
-            stream = self.data.stream(self.step, config.iterations, config.batch)
-            self.network.train()
-            try:
-                while self.step < config.iterations:
-                    before = time.monotonic()
-                    batch = next(stream)
-                    got = time.monotonic()
-                    terms = self._train_step(batch)
-                    self.step += 1
+        stream = self.data.stream(self.step, config.iterations, config.batch)
+        self.network.train()
+        try:
+            with log_path.open("w" if fresh else "a", newline="") as file:
+                log = csv.DictWriter(file, LOG_FIELDS)
+                if fresh:
+                    log.writeheader()
+                while self.step < config.iterations and not self.stop:
+                    self._one_step(stream)
                     now = time.monotonic()
-                    waited, busy, count = waited + got - before, busy + now - before, count + 1
-                    sums = {k: sums.get(k, 0.0) + v for k, v in terms.items()}
                     elapsed = self.seconds_before + now - started
                     last = self.step == config.iterations
                     validate = bool(self.pairs) and (last or self.step % config.validate_every == 0)
                     if validate or last or self.step % 100 == 0:
-                        row: dict[str, Any] = {k: f"{v / count:.6g}" for k, v in sums.items()}
-                        row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
-                        row |= {"data_wait_share": f"{waited / busy:.4f}"}
-                        row |= {"psnr_y": f"{self.validate():.4f}" if validate else ""}
+                        row = self._row(self.sums, elapsed, validate)
+                        self.sums = {}
                         log.writerow(row)
                         file.flush()
                         if self.progress:
                             self.progress(self.step, row)
-                        sums, count, waited, busy = {}, 0, 0.0, 0.0
-                    if time.monotonic() - saved > config.checkpoint_minutes * 60:
+                    if now - saved > config.checkpoint_minutes * 60:
                         self.save(elapsed)
-                        saved = time.monotonic()
+                        saved = now
                     if seconds is not None and now - started > seconds:
                         break
-            finally:
-                stream.close()  # type: ignore[attr-defined]
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+            if self.between_steps:  # never a state with half a step in it
                 self.save(self.seconds_before + time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred(trainer: Trainer) -> Iterator[None]:
+    """Turn the first SIGINT into `trainer.stop`; elsewhere than in the main thread signals cannot be caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        trainer.stop = True
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

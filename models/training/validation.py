@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...runtime.metrics import psnr_y
-from .data import crop_to_multiple, read_rgb
-from .degradation import bicubic_downscale
+from ..degradation import bicubic_downscale, crop_to_multiple
+from .data import read_rgb
 from .errors import TrainingError
 
 __all__ = ["load_pairs", "mean_psnr_y"]
@@ -29,8 +29,12 @@ def load_pairs(folder: Path, scale: int) -> list[Pair]:
             raise TrainingError(f"{path} is not a readable picture")
         hr = crop_to_multiple(picture, scale)
         low = folder / f"LRx{scale}" / path.name
-        lr = read_rgb(low) if low.is_file() else None
-        pairs.append((hr, bicubic_downscale(hr, scale) if lr is None else lr))
+        lr = read_rgb(low) if low.is_file() else bicubic_downscale(hr, scale)
+        if lr is None:
+            raise TrainingError(f"{low} is not a readable picture")
+        if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+            raise TrainingError(f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{scale} of {path}")
+        pairs.append((hr, lr))
     if not pairs:
         raise TrainingError(f"the validation folder {folder} holds no HR/*.png")
     return pairs

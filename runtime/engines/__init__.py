@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from numpy.typing import NDArray
@@ -30,15 +31,18 @@ class Session(Protocol):
         ...
 
 
-def supported_precisions(backend: Backend) -> tuple[Precision, ...]:
+def supported_precisions(backend: str) -> tuple[Precision, ...]:
     """Precisions that the engine itself can run (ONNX Runtime has no CPU bf16 convolution)."""
     return ("fp32", "bf16", "int8") if backend == "openvino" else ("fp32", "int8")
 
 
 def load_session(
-    graph: bytes, *, backend: Backend, precision: Precision, threads: int, weights: bytes | None = None
+    graph: bytes | Path, *, backend: Backend, precision: Precision, threads: int, weights: bytes | None = None
 ) -> Session:
-    """Load an ONNX graph (or an IR, with its `weights`) into an engine with explicit precision and threads."""
+    """Load an ONNX graph (or an IR, with its `weights`) into an engine with explicit precision and threads.
+
+    `graph`: serialized; or a file of the user's own, which may have its weights beside it.
+    """
     if backend not in BACKENDS:
         raise OptionError(f"no engine is called {backend!r}; known are {', '.join(BACKENDS)}")
     if precision not in supported_precisions(backend):

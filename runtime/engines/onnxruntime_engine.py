@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["OnnxRuntimeSession"]
 class OnnxRuntimeSession:
     """One loaded graph; ONNX Runtime itself allows concurrent calls."""
 
-    def __init__(self, graph: bytes, *, precision: str, threads: int, weights: bytes | None = None) -> None:
+    def __init__(self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None) -> None:
         del precision  # float32 or what the graph's QDQ nodes say: ONNX Runtime never changes it
         if weights is not None:
             raise EngineError("ONNX Runtime reads ONNX graphs, not OpenVINO IR")

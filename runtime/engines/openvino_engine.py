@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,26 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 
-__all__ = ["OpenVinoSession"]
+__all__ = ["OpenVinoSession", "shared_core"]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision of everything that is not quantized; OpenVINO picks bf16 by itself where it is not told."""
 
 
+@functools.cache
+def shared_core() -> ov.Core:
+    """The process's one `ov.Core`, never destroyed.
+
+    Compiling for an AMX CPU, the CPU plugin (2026.4) gives the calling thread an alternate signal stack and frees it when
+    the last core goes, without taking it off the thread: the next signal, Ctrl-C say, then kills the process.
+    """
+    return ov.Core()
+
+
 class OpenVinoSession:
     """One compiled graph. Calls take turns: one request already uses every thread it was given."""
 
-    def __init__(self, graph: bytes, *, precision: str, threads: int, weights: bytes | None = None) -> None:
+    def __init__(self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None) -> None:
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -29,7 +41,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = ov.Core()
+            core = shared_core()
             if weights is None:
                 model = core.read_model(graph)
             else:
@@ -38,6 +50,8 @@ class OpenVinoSession:
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the graph: {_first_line(error)}") from error
+        if precision == "bf16" and self.effective_precision != "bf16":
+            raise EngineError(f"OpenVINO runs {self.effective_precision} where bf16 was asked for: this CPU has no bf16")
         self._lock = threading.Lock()
 
     @property

@@ -35,6 +35,24 @@ def test_div2k_layout(tmp_path: Path) -> None:
     assert (lr.shape, hr.shape) == ((8, 11, 3), (32, 44, 3))
 
 
+def test_div2k_beside_its_training_part(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        write(tmp_path / f"DIV2K_{part}_HR" / "0801.png", 32, 32)
+        write(tmp_path / f"DIV2K_{part}_LR_bicubic" / "X4" / "0801x4.png", 8, 8)
+    assert find_dataset(tmp_path, 4).pairs[0][1].parent.name == "DIV2K_valid_HR"
+    assert find_dataset(tmp_path / "DIV2K_train_HR", 4).pairs[0][1].parent.name == "DIV2K_train_HR"
+    write(tmp_path / "Other_valid_HR" / "a.png", 32, 32)
+    with pytest.raises(BenchmarkError, match="several data sets"):
+        find_dataset(tmp_path, 4)
+
+
+def test_pictures_too_small_to_measure_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "HR" / "dot.png", 16, 16)
+    write(tmp_path / "LRx4" / "dot.png", 4, 4)
+    with pytest.raises(BenchmarkError, match="dot of"):
+        measure(bicubic(4), find_dataset(tmp_path, 4))
+
+
 def test_grey_pictures_count_as_rgb(tmp_path: Path) -> None:
     for folder, side in (("HR", 32), ("LRx4", 8)):
         (tmp_path / folder).mkdir()

@@ -15,6 +15,8 @@ import torch
 from rdsr.export import exporter
 from rdsr.export.errors import ExportError, OutputExistsError, ProofError
 from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.export.staging import publish
+from rdsr.models.rdsr import RDSR
 from rdsr.runtime import cpu
 from rdsr.runtime.bundle import Bundle
 from rdsr.tests.conftest import CONFIG, random_network, write_checkpoint
@@ -63,12 +65,68 @@ def test_two_exports_in_fresh_processes_are_byte_identical(checkpoint: Path, tmp
     assert digests[0] == digests[1]
 
 
-def test_seed_and_steps_reach_the_bundle(checkpoint: Path, tmp_path: Path, exported: Path) -> None:
-    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("fp32",), seed=7, steps=2)
+@pytest.mark.parametrize(
+    ("option", "value", "changed"), [("seed", 7, {"model.onnx"}), ("steps", 2, {"model.onnx", "reverse.onnx"})]
+)
+def test_seed_and_steps_reach_the_graphs(
+    checkpoint: Path, tmp_path: Path, exported: Path, option: str, value: int, changed: set[str]
+) -> None:
+    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("fp32",), **{option: value})
     assert export_checkpoint(options).passed
-    other = Bundle(tmp_path / "b")
-    assert (other.manifest.seed, other.manifest.steps) == (7, 2)
-    assert other.read("model.onnx") != Bundle(exported).read("model.onnx")
+    other, before = Bundle(tmp_path / "b"), Bundle(exported)
+    assert getattr(other.manifest, option) == value
+    assert {name for name in GRAPHS[:4] if other.read(name) != before.read(name)} == changed
+
+
+def test_untrained_networks_with_equal_weights_export(tmp_path: Path) -> None:
+    """All biases start at zero and the exporter lets equal weights share one constant."""
+    torch.manual_seed(0)
+    path = write_checkpoint(tmp_path / "new.safetensors", RDSR(CONFIG))
+    assert export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "b", precisions=("fp32",))).passed
+
+
+def test_networks_that_overflow_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    network = random_network()
+    with torch.no_grad():
+        for block in network.decoder.body:
+            block.weight.mul_(1e6)
+        network.decoder.tail.weight.mul_(1e38)
+    path = write_checkpoint(tmp_path / "net.safetensors", network)
+    with pytest.raises(ProofError, match=r"nan|inf|NaN"):
+        export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "b"))
+    assert listing(tmp_path) == ["net.safetensors"]
+
+
+def test_force_replaces_no_folder_that_holds_more_than_a_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    extension = tmp_path / "extension"
+    extension.mkdir()
+    (extension / "manifest.json").write_text('{"manifest_version": 3, "name": "a browser extension"}')
+    for target in (bundle, extension):
+        before = listing(target)
+        with pytest.raises(OutputExistsError, match="not replaced"):
+            export_checkpoint(ExportOptions(checkpoint=checkpoint, output=target, force=True))
+        assert listing(target) == before
+
+
+def test_interrupt_while_replacing_keeps_the_good_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    before = listing(bundle)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self == new:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(new, bundle, force=True)
+    assert listing(bundle) == before
+    assert listing(tmp_path) == sorted([bundle.name, "new"])
 
 
 def test_existing_output_is_left_alone_without_force(checkpoint: Path, bundle: Path) -> None:

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
-from rdsr.export.accounting import account, graph_constants
+from rdsr.export.accounting import SMALLEST, account, graph_constants
 from rdsr.export.errors import ProofError
 from rdsr.export.graphs import DecoderGraph
 from rdsr.export.simplify import simplify
-from rdsr.export.structure import body_nodes, check_plain_body
+from rdsr.export.structure import check_plain_body
 from rdsr.export.trace import trace
 from rdsr.models.rdsr import RDSR
+from rdsr.runtime.engines.openvino_engine import shared_core
 from rdsr.tests.conftest import CONFIG, random_network
 
 
@@ -48,8 +49,8 @@ def test_shuffles_keep_their_channel_order(factor: int, direction: str) -> None:
     for value in (x, larger):
         wanted = module(value).numpy()
         (plain,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": value.numpy()})
-        compiled = ov.Core().compile_model(
-            ov.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = shared_core().compile_model(
+            shared_core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
         assert np.array_equal(plain, wanted)
         assert np.array_equal(compiled({"x": value.numpy()})[0], wanted)
@@ -66,11 +67,15 @@ def test_convolution_bias_survives_tracing() -> None:
 
 def test_decoder_body_is_plain(exported: Path) -> None:
     model = onnx.load(exported / "decoder.onnx")
-    check_plain_body(model, CONFIG.depth)
-    kinds = {node.op_type for node in body_nodes(model)}
-    assert {"Conv", "Relu", "Mul", "Add"} >= kinds >= {"Conv", "Relu"}
-    with pytest.raises(ProofError, match=f"holds {CONFIG.depth} convolutions"):
-        check_plain_body(model, CONFIG.depth + 1)
+    check_plain_body(model, CONFIG.depth, CONFIG.modulation_depths)
+    with pytest.raises(ProofError, match=f"body convolution {CONFIG.depth}"):
+        check_plain_body(model, CONFIG.depth + 1, CONFIG.modulation_depths)
+    with pytest.raises(ProofError, match="the tail"):
+        check_plain_body(model, CONFIG.depth - 1, CONFIG.modulation_depths)
+    with pytest.raises(ProofError, match="followed by a Mul"):
+        check_plain_body(model, CONFIG.depth, ())
+    with pytest.raises(ProofError, match="not by the modulation"):
+        check_plain_body(model, CONFIG.depth, (0, 1, 2))
 
 
 def _traced_decoder(network: nn.Module) -> onnx.ModelProto:
@@ -79,31 +84,44 @@ def _traced_decoder(network: nn.Module) -> onnx.ModelProto:
     return trace(DecoderGraph(network), inputs, "sr", {"lr": space, "sr": {2: "H", 3: "W"}})
 
 
-def test_structure_check_finds_what_does_not_belong() -> None:
-    class Pointwise(nn.Conv2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.sigmoid(super().forward(x))
+class Sigmoid(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(super().forward(x))
 
+
+class UnfusedIdentity(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x * 0.5
+
+
+@pytest.mark.parametrize(
+    ("block", "word"),
+    [
+        (Sigmoid(CONFIG.width, CONFIG.width, 3, padding=1), "Sigmoid"),
+        (UnfusedIdentity(CONFIG.width, CONFIG.width, 3, padding=1), "used by 2 nodes"),
+        (nn.Conv2d(CONFIG.width, CONFIG.width, 1), r"kernel_shape \[1, 1\]"),
+        (nn.Conv2d(CONFIG.width, CONFIG.width, 3, padding=2, dilation=2), "dilations"),
+        (nn.Conv2d(CONFIG.width, CONFIG.width, 3, padding=1, groups=2), "group 2"),
+    ],
+)
+def test_structure_check_finds_what_does_not_belong(block: nn.Module, word: str) -> None:
     network = random_network().fuse()
-    network.decoder.body[1] = Pointwise(CONFIG.width, CONFIG.width, 3, padding=1)
-    with pytest.raises(ProofError, match="Sigmoid"):
-        check_plain_body(_traced_decoder(network), CONFIG.depth)
-    network.decoder.body[1] = nn.Conv2d(CONFIG.width, CONFIG.width, 1)
-    with pytest.raises(ProofError, match=r"\[1, 1\] convolution"):
-        check_plain_body(_traced_decoder(network), CONFIG.depth)
+    check_plain_body(_traced_decoder(network), CONFIG.depth, CONFIG.modulation_depths)
+    network.decoder.body[1] = block
+    with pytest.raises(ProofError, match=word):
+        check_plain_body(_traced_decoder(network), CONFIG.depth, CONFIG.modulation_depths)
 
 
 def test_graphs_hold_every_deployed_weight_and_nothing_of_the_lpe(exported: Path, network: RDSR) -> None:
     deployed = [p.detach().numpy() for p in network.fuse().parameters()]
-    lpe = [p.detach().numpy() for p in network.lpe.parameters()]
+    lpe_values = {np.sort(p.detach().numpy().ravel()).tobytes() for p in network.lpe.parameters()}
     held = 0
-    lpe_values = {np.sort(p.ravel()).tobytes() for p in lpe}
     for name in ("encoder.onnx", "reverse.onnx", "decoder.onnx", "model.onnx"):
         constants = [value for _, value in graph_constants(onnx.load(exported / name))]
         assert not lpe_values & {np.sort(c.ravel()).tobytes() for c in constants}
         if name != "model.onnx":
-            held += sum(c.size for c in constants if c.size >= 8)
-    assert held == sum(p.size for p in deployed if p.size >= 8)
+            held += sum(c.size for c in constants if c.size >= SMALLEST)
+    assert held == sum(p.size for p in deployed if p.size >= SMALLEST)
 
 
 def test_accounting_names_a_smuggled_weight(exported: Path, network: RDSR) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rdsr.models.checkpoint import read_checkpoint
+from rdsr.models.checkpoint import read_checkpoint, save_checkpoint
 from rdsr.models.errors import CheckpointError, UnsupportedModelError
 from rdsr.models.rdsr import RDSR
 from rdsr.models.registry import load_model
@@ -75,6 +75,8 @@ def test_foreign_keys_come_in_through_a_key_map(tmp_path: Path, network: RDSR) -
         ('{"(": "x"}', "bad pattern"),
         ('{"decoder.*": "one"}', "both"),
         (r'{"a(.)": "\\2"}', "group 2"),
+        (r'{"a(.)": "\\q"}', "bad replacement"),
+        (r'{"a(.)": "\\g<x>"}', "bad replacement"),
     ],
 )
 def test_bad_key_maps_are_named(tmp_path: Path, checkpoint: Path, content: str, word: str) -> None:
@@ -135,7 +137,14 @@ def test_unknown_network_names_what_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["decoder.body.2.weight", "denoiser.output.bias", "decoder.tail.weight", "condition_encoder.mlp.0.weight"]
+    "key",
+    [
+        "decoder.head.weight",
+        "decoder.body.2.weight",
+        "denoiser.output.bias",
+        "decoder.tail.weight",
+        "condition_encoder.mlp.0.weight",
+    ],
 )
 @pytest.mark.parametrize("own", [True, False])
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, checkpoint: Path, key: str, own: bool) -> None:
@@ -157,6 +166,7 @@ def test_nan_extra_and_integer_tensors_are_named(tmp_path: Path, checkpoint: Pat
         ({"decoder.head.bias": torch.full_like(tensors["decoder.head.bias"], torch.nan)}, "NaN"),
         ({"surprise": torch.zeros(2)}, "surprise"),
         ({"decoder.head.bias": tensors["decoder.head.bias"].int()}, "floating"),
+        ({"decoder.head.bias": tensors["decoder.head.bias"].to(torch.float8_e4m3fn)}, "floating"),
     ):
         save_file(tensors | changed, path, metadata=metadata)
         with pytest.raises(CheckpointError, match=word):
@@ -176,6 +186,38 @@ def test_inference_only_checkpoint_without_lpe_loads(tmp_path: Path, network: RD
     loaded = load_model(tmp_path / "fused.safetensors")
     assert loaded.network.lpe is None
     assert outputs_equal(loaded.network, fused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"notes": "{"}, "notes"),
+        ({"notes": "[1]"}, "notes"),
+        ({"config": "{"}, "config"),
+        ({"config": "[]"}, "config"),
+        ({"config": '{"width": 8}'}, "missing field depth"),
+        ({"config": json.dumps(CONFIG.to_dict() | {"width": 1024, "depth": 256})}, "missing tensor"),  # and no memory for it
+        ({"arch": "other"}, "'other'"),
+    ],
+)
+def test_metadata_is_not_trusted(tmp_path: Path, checkpoint: Path, changes: dict[str, str], word: str) -> None:
+    tensors, metadata = read_checkpoint(checkpoint)
+    save_file(tensors, tmp_path / "net.safetensors", metadata=metadata | changes)
+    with pytest.raises(CheckpointError, match=word):
+        load_model(tmp_path / "net.safetensors")
+
+
+def test_averaged_models_and_empty_ema(tmp_path: Path, network: RDSR) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    for name, content in (("a", {"ema": averaged.state_dict()}), ("b", {"params_ema": {}, "params": network.state_dict()})):
+        torch.save(content, tmp_path / f"{name}.pth")
+        assert outputs_equal(load_model(tmp_path / f"{name}.pth").network, network)
+
+
+def test_fused_networks_save_and_load(tmp_path: Path, network: RDSR) -> None:
+    fused = network.fuse()
+    save_checkpoint(tmp_path / "fused.safetensors", fused.state_dict(), "rdsr", fused.config.to_dict())
+    assert outputs_equal(load_model(tmp_path / "fused.safetensors").network, network.fuse())
 
 
 def test_steps_can_be_overridden(checkpoint: Path) -> None:

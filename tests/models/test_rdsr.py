@@ -116,6 +116,19 @@ def test_the_latent_prior_reaches_the_picture() -> None:
     assert (a - b).abs().max() > 1e-3
 
 
+def test_the_prior_tells_pictures_apart_before_any_training() -> None:
+    """With a prior that is all but constant, training lets it collapse: its spread over pictures must be of its own size."""
+    torch.manual_seed(0)
+    network = RDSR(PRESETS["small"])
+    hr = F.interpolate(torch.rand(8, 3, 12, 12), scale_factor=16, mode="bicubic").clamp(0, 1)
+    hr = hr * torch.linspace(0.2, 1, 8)[:, None, None, None]
+    with torch.no_grad():
+        z = network.lpe(F.avg_pool2d(hr, 4), hr)
+    assert z.mean(dim=1).abs().max() < 1e-5
+    assert z.std(dim=1).sub(1).abs().max() < 0.01
+    assert z.std(dim=0).mean() > 0.05
+
+
 def test_untrained_modulation_is_the_identity() -> None:
     network = RDSR(CONFIG)
     lr = torch.rand(1, 3, 12, 12)

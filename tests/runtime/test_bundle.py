@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from rdsr.runtime import Bundle, BundleError, Upscaler
+from rdsr.runtime import Bundle, BundleError, EngineError, Upscaler
+from rdsr.runtime.onnx_wire import refers_outside
 from rdsr.runtime.verify import verify
-from rdsr.tests.conftest import rewrite_manifest
+from rdsr.tests.conftest import replace_file, rewrite_manifest
 
 
 def flip(path: Path, position: int) -> None:
@@ -72,24 +74,84 @@ def test_links_are_refused(bundle: Path) -> None:
     outside = bundle.parent / "outside.onnx"
     (bundle / "decoder.onnx").rename(outside)
     (bundle / "decoder.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match=r"decoder\.onnx is a link"):
+    with pytest.raises(BundleError, match=r"cannot read decoder\.onnx \(it is a link\)"):
         Upscaler.load(bundle)
 
 
-def test_external_data_is_refused(bundle: Path) -> None:
-    model = onnx.load(bundle / "encoder.onnx")
+def external_graph(path: Path) -> bytes:
+    """The graph with its first weight said to lie in another file."""
+    model = onnx.load(path)
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../secret.bin")
-    raw = model.SerializeToString()
-    (bundle / "encoder.onnx").write_bytes(raw)
-    import hashlib
+    tensor.external_data.add(key="location", value="secret.bin")
+    return model.SerializeToString()
 
-    files = json.loads((bundle / "manifest.json").read_text())["files"]
-    rewrite_manifest(bundle, files=files | {"encoder.onnx": {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}})
-    with pytest.raises(BundleError, match=r"encoder\.onnx refers to data outside"):
+
+def test_external_data_is_refused(bundle: Path) -> None:
+    raw = external_graph(bundle / "encoder.onnx")
+    # The same message once more with an overlong varint, which protobuf accepts and a search for bytes would miss.
+    assert raw.count(b"\n\x08location") == 1
+    for content in (raw, _overlong(raw)):
+        replace_file(bundle, "encoder.onnx", content)
+        with pytest.raises(BundleError, match=r"encoder\.onnx refers to data outside"):
+            Upscaler.load(bundle)
+
+
+def _overlong(raw: bytes) -> bytes:
+    """The string's length spelled in two bytes; every enclosing length grows by one, which a fresh tensor makes easy."""
+    entry = b"\n\x88\x00location\x12\nsecret.bin"
+    tensor = b"\x6a" + bytes([len(entry)]) + entry + b"\x70\x01"
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    return raw.replace(b"location", b"lxcation") + b"\x3a" + bytes([len(graph)]) + graph  # a second `graph` field merges
+
+
+def test_external_data_deep_in_a_subgraph_is_found(bundle: Path) -> None:
+    from onnx import helper, numpy_helper
+
+    inner = numpy_helper.from_array(np.zeros(3, np.float32), "w")
+    assert not refers_outside((bundle / "model.onnx").read_bytes())
+    inner.data_location = onnx.TensorProto.EXTERNAL
+    branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=inner)], "inner", [], [])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    model = helper.make_model(helper.make_graph([node], "outer", [], []))
+    assert refers_outside(model.SerializeToString())
+
+
+@pytest.mark.parametrize("content", [b"\x3a\xff", b"\x0f", b"\xff" * 30, b"no graph at all"])
+def test_what_is_no_graph_is_refused(bundle: Path, content: bytes) -> None:
+    replace_file(bundle, "decoder.onnx", content)
+    with pytest.raises((BundleError, EngineError)):
         Upscaler.load(bundle)
+
+
+def test_graphs_need_the_onnx_suffix(bundle: Path) -> None:
+    content = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "encoder.graph").write_bytes(external_graph(bundle / "encoder.onnx"))
+    replace_file(bundle, "encoder.graph", (bundle / "encoder.graph").read_bytes())
+    rewrite_manifest(bundle, graphs=content["graphs"] | {"encoder": "encoder.graph"})
+    with pytest.raises(BundleError, match=r"no \.onnx file"):
+        Bundle(bundle)
+
+
+def test_pipes_do_not_hang_the_reader(bundle: Path) -> None:
+    (bundle / "decoder.onnx").unlink()
+    os.mkfifo(bundle / "decoder.onnx")
+    with pytest.raises(BundleError, match="not a regular file"):
+        Upscaler.load(bundle)
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    with pytest.raises(BundleError, match="not a regular file"):
+        Bundle(bundle)
+
+
+def test_variants_count_for_their_engine_and_graph_alone(bundle: Path) -> None:
+    variants = json.loads((bundle / "manifest.json").read_text())["variants"]
+    failed = [v | {"passed": v["passed"] and (v["engine"], v["graph"]) != ("openvino", "decoder.onnx")} for v in variants]
+    rewrite_manifest(bundle, variants=failed)
+    assert Upscaler.load(bundle).effective.backend == "onnxruntime"
+    with pytest.raises(BundleError, match="no proven fp32 variant for openvino"):
+        Upscaler.load(bundle, backend="openvino", precision="fp32")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +169,7 @@ def test_external_data_is_refused(bundle: Path) -> None:
         ({"graphs": {}}, "encoder graph is missing"),
         ({"variants": [{}]}, "variants"),
         ({"tile_rule": "magic"}, "tile_rule"),
+        ({"graphs": {r: f"{r}.onnx" for r in ("encoder", "reverse", "decoder")} | {"model_ir": "model.xml"}}, "go together"),
         ({"latent_size": -1}, "latent_size"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -68,14 +69,31 @@ def test_alpha_into_jpeg_goes_onto_white(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.jpg").pixels.min() >= 250
 
 
+def plain_tiff(source: np.ndarray, orientation: int) -> bytes:
+    """A one-strip 16-bit RGB TIFF, by hand: neither library here writes one with an orientation."""
+    height, width, _ = source.shape
+    data = source.astype("<u2").tobytes()
+    bits_at = 8 + len(data)
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits_at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+            (274, 3, 1, orientation), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data))]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    bits = struct.pack("<HHH", 16, 16, 16)
+    return b"II*\0" + struct.pack("<I", bits_at + len(bits)) + data + bits + directory
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tif", "tif16"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    source = pixels("uint8", (3,))
-    image = Image.fromarray(source)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "a.png", exif=exif)
-    read = read_picture(tmp_path / "a.png").pixels
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str) -> None:
+    source = pixels("uint16" if kind == "tif16" else "uint8", (3,))
+    path = tmp_path / ("a.tif" if kind == "tif16" else f"a.{kind}")
+    if kind == "tif16":
+        path.write_bytes(plain_tiff(source, orientation))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"lossless": True} if kind == "webp" else {}
+        Image.fromarray(source).save(path, exif=exif, **options)
+    read = read_picture(path).pixels
     wanted = {
         1: source,
         2: source[:, ::-1],
@@ -94,6 +112,25 @@ def test_icc_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_picture(tmp_path / f"a{suffix}", PictureFile(pixels("uint8", (3,)), profile))
     assert read_picture(tmp_path / f"a{suffix}").icc == profile
+
+
+def test_broken_exif_costs_the_orientation_only(tmp_path: Path) -> None:
+    source = pixels("uint8", (3,))
+    Image.fromarray(source).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0")
+    assert np.array_equal(read_picture(tmp_path / "a.png").pixels, source)
+
+
+def test_integers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[70000, 5], [6, 7]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(PictureError, match="16 bits"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_other_formats_do_not_slip_in_under_a_known_suffix(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.hdr"), RNG.random((4, 4, 3), dtype=np.float32))
+    (tmp_path / "a.hdr").rename(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=r"a\.png"):
+        read_picture(tmp_path / "a.png")
 
 
 def test_palette_transparency_becomes_alpha(tmp_path: Path) -> None:
@@ -149,7 +186,6 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
-    import struct
     import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rdsr.models.rdsr import RDSR
-from rdsr.runtime import BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
+from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
 from rdsr.runtime.arrays import from_graph, to_graph
 from rdsr.runtime.pipeline import initial_noise
-from rdsr.tests.conftest import CONFIG, rewrite_manifest
+from rdsr.runtime.upscaler import choose
+from rdsr.tests.conftest import CONFIG, rewrite_manifest, with_bf16_rows
 
 RNG = np.random.default_rng(0)
 KINDS = [(), (1,), (2,), (3,), (4,)]
@@ -125,18 +128,32 @@ def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.Mon
     effective = Upscaler.load(exported).effective
     assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
     assert "no bf16" in effective.reason
-    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
-    effective = Upscaler.load(exported).effective
-    assert (effective.precision, effective.backend) == ("bf16", "openvino")
+    with pytest.raises(OptionError, match="no bf16 arithmetic"):
+        Upscaler.load(exported, precision="bf16")
     assert effective.threads == cpu.available_threads()
     assert Upscaler.load(exported, backend="onnxruntime").effective.precision == "fp32"
 
 
-def test_results_say_what_they_ran_in(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_bf16_where_cpu_and_proof_allow(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bf16_rows(bundle)
     monkeypatch.setattr(cpu, "has_bf16", lambda: True)
-    upscaler = Upscaler.load(exported)
-    assert upscaler.run(picture((5, 5), "uint8", (3,))).precision == "bf16"
-    assert upscaler.run(picture((5, 5), "uint16", (3,))).precision == "fp32"
+    assert choose(Bundle(bundle), "auto", "auto")[:2] == ("openvino", "bf16")
+    assert choose(Bundle(bundle), "onnxruntime", "auto")[:2] == ("onnxruntime", "fp32")
+    with pytest.raises(OptionError, match="onnxruntime has no bf16"):
+        choose(Bundle(bundle), "onnxruntime", "bf16")
+
+
+def test_isa_cap_counts_as_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx512_bf16", "amx_bf16"}))
+    for cap, wanted in (("AVX2", False), ("AVX512_CORE_VNNI", False), ("AVX512_CORE_BF16", True), ("ALL", True)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+        assert cpu.has_bf16() is wanted
+
+
+def test_sixteen_bit_and_float_pictures_run_in_float32(auto: Upscaler) -> None:
+    assert auto.run(picture((5, 5), "uint8", (3,))).precision == auto.effective.precision
+    assert auto.run(picture((5, 5), "uint16", (3,))).precision == "fp32"
+    assert auto.run(picture((5, 5), "float32", (3,))).precision == "fp32"
 
 
 def test_openvino_really_runs_the_precision_it_was_given(exported: Path) -> None:
@@ -179,13 +196,41 @@ def test_engine_failures_are_typed(auto: Upscaler, monkeypatch: pytest.MonkeyPat
 
 
 def test_threads_follow_the_quota(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cpu._quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cpu._quota(tmp_path) is None
-    (tmp_path / "cpu.max").unlink()
-    assert cpu._quota(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    assert cpu._quota(tmp_path) == 0.5
+    own = tmp_path / "self"
+    own.write_text("0::/system.slice/upscaler.service\n")
+    group = tmp_path / "system.slice" / "upscaler.service"
+    group.mkdir(parents=True)
+    assert cpu._quota(tmp_path, own) is None
+    (group / "cpu.max").write_text("max 100000\n")
+    assert cpu._quota(tmp_path, own) is None
+    (group / "cpu.max").write_text("150000 100000\n")
+    assert cpu._quota(tmp_path, own) == 1.5
+    (group.parent / "cpu.max").write_text("100000 100000\n")
+    assert cpu._quota(tmp_path, own) == 1.0, "the least of all groups above counts"
+    own.write_text("4:cpu,cpuacct:/docker/x\n0::/\n")  # v1
+    (tmp_path / "cpu" / "docker" / "x").mkdir(parents=True)
+    (tmp_path / "cpu/docker/x/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/docker/x/cpu.cfs_period_us").write_text("100000\n")
+    assert cpu._quota(tmp_path, own) == 0.5
+
+
+@pytest.mark.parametrize(("quota", "cores", "wanted"), [(0.5, 8, 1), (1.0, 8, 1), (2.5, 8, 3), (None, 8, 8), (6.0, 2, 2)])
+def test_available_threads(monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, wanted: int) -> None:
+    monkeypatch.setattr(cpu, "_quota", lambda: quota)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert cpu.available_threads() == wanted
+
+
+def test_signals_are_survived_after_the_last_upscaler_is_gone(exported: Path) -> None:
+    """OpenVINO's CPU plugin leaves a dangling signal stack behind when it is unloaded; the process must outlive it."""
+    script = (
+        "import gc, os, signal, sys, numpy as np\n"
+        "from rdsr.runtime import Upscaler\n"
+        "upscaler = Upscaler.load(sys.argv[1], backend='openvino')\n"
+        "upscaler(np.zeros((9, 9, 3), np.uint8))\n"
+        "del upscaler; gc.collect()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('caught'))\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(exported)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr

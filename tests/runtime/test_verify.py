@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from rdsr.runtime import cpu
+from rdsr.runtime import BundleError, EngineError, Upscaler, cpu
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.proof import Proof
 from rdsr.runtime.verify import verify
-from rdsr.tests.conftest import rewrite_manifest
-
-
-def replace_file(bundle: Path, name: str, content: bytes) -> None:
-    """Change a file and make the manifest agree, as somebody would who wants to hide it."""
-    import hashlib
-
-    (bundle / name).write_bytes(content)
-    files = json.loads((bundle / "manifest.json").read_text())["files"]
-    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    rewrite_manifest(bundle, files=files | {name: entry})
+from rdsr.tests.conftest import replace_file, rewrite_manifest
 
 
 def test_good_bundle_passes(exported: Path) -> None:
@@ -58,6 +48,53 @@ def test_nan_in_the_output_fails(bundle: Path) -> None:
     replace_file(bundle, "decoder.onnx", model.SerializeToString())
     result = verify(Bundle(bundle))
     assert not any(v.passed for v in result.variants if v.graph == "decoder.onnx")
+
+
+def test_variants_that_failed_are_proven_again_and_not_forgotten(bundle: Path) -> None:
+    content = json.loads((bundle / "manifest.json").read_text())
+    rewrite_manifest(bundle, variants=[row | {"passed": False} for row in content["variants"]])
+    again = verify(Bundle(bundle))
+    assert len(again.variants) == len(content["variants"])
+
+
+def change_proof(bundle: Path, **changes: object) -> None:
+    content = json.loads((bundle / "proof.json").read_text())
+    replace_file(bundle, "proof.json", json.dumps(content | changes).encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"cases": []}, "at least 8 cases"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"tolerances": {"fp32_max_abs_err": 1e9}}, "looser"),
+        ({"tolerances": {"fp32_max_abs_err": "1e-4"}}, "looser"),
+        ({"tolerances": {"unknown": 1.0}}, "unknown"),
+        ({"cases": [{"name": "nothing", "psnr_y": None}] * 9}, "nothing"),
+    ],
+)
+def test_proofs_that_prove_too_little_are_refused(bundle: Path, changes: dict[str, object], word: str) -> None:
+    change_proof(bundle, **changes)
+    with pytest.raises(BundleError, match=word):
+        verify(Bundle(bundle))
+
+
+@pytest.mark.parametrize("damage", ["expected", "positions", "hr", "lr"])
+def test_proof_tensors_that_do_not_fit_are_refused(bundle: Path, damage: str) -> None:
+    tensors = load((bundle / "proof.safetensors").read_bytes())
+    key = f"picture-portrait.{damage}"
+    tensors[key] = tensors[key] + 10**7 if damage == "positions" else tensors[key][:-1].copy()
+    replace_file(bundle, "proof.safetensors", save(tensors))
+    with pytest.raises(BundleError, match="picture-portrait"):
+        verify(Bundle(bundle))
+
+
+def test_a_graph_of_another_scale_is_an_error_not_a_picture(bundle: Path) -> None:
+    rewrite_manifest(bundle, scale=2)
+    upscaler = Upscaler.load(bundle, precision="fp32")
+    with pytest.raises(EngineError, match="shape"):
+        upscaler(np.zeros((5, 5, 4), np.uint8))
 
 
 def test_sampled_cases_keep_the_right_pixels(exported: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rdsr.models.training.data import PatchSource
-from rdsr.models.training.degradation import bicubic_downscale
+from rdsr.models.degradation import bicubic_downscale
+from rdsr.models.training.data import PatchSource, find_pictures
 from rdsr.models.training.errors import TrainingError
 
 RNG = np.random.default_rng(0)
@@ -41,6 +41,48 @@ def test_downscale_by_hand_on_a_step_at_the_border() -> None:
     small = bicubic_downscale(ramp, 4)[0, :, 0].astype(int)
     assert np.array_equal(small[3:-3], np.arange(3, 13) * 8 + 3)
     assert (small + small[::-1] == 126).all(), "symmetric, up to the border"
+
+
+def test_downscale_mirrors_at_the_border() -> None:
+    """By hand for ×2 at the left edge: taps at −4 … 4 around 0.5, of which −1, −2, … are pixels 0, 1, … again."""
+
+    def cubic(x: float) -> float:
+        x = abs(x)
+        return (
+            1.5 * x**3 - 2.5 * x**2 + 1
+            if x <= 1
+            else max(0.0, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)
+            if x > 2
+            else (-0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)
+        )
+
+    row = RNG.integers(0, 256, 16, dtype=np.uint8)
+    taps = [p for p in range(-4, 6) if abs(p - 0.5) < 4]
+    weights = np.array([cubic((p - 0.5) / 2) for p in taps])
+    mirrored = [p if p >= 0 else -1 - p for p in taps]
+    wanted = float(row[mirrored] @ weights / weights.sum())
+    clamped = float(row[[max(0, p) for p in taps]] @ weights / weights.sum())
+    assert abs(wanted - clamped) > 1, "the rule must matter in this test"
+    picture = np.repeat(np.repeat(row[None, :, None], 8, axis=0), 3, axis=2)
+    assert abs(int(bicubic_downscale(picture, 2)[2, 0, 0]) - wanted) <= 0.5 + 1e-3
+
+
+def test_low_resolution_twins_are_not_taken_for_originals(tmp_path: Path) -> None:
+    for name in ("HR/a.png", "LRx4/a.png", "DIV2K_train_LR_bicubic/X4/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), noise_picture(64, 64))
+    assert [p.name for p in find_pictures([tmp_path])] == ["a.png", "c.png"]
+
+
+def test_pictures_too_small_for_one_patch_size_serve_the_others(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "small.png"), noise_picture(40, 48))
+    cv2.imwrite(str(tmp_path / "large.png"), np.zeros((80, 80, 3), np.uint8))
+    source = PatchSource([tmp_path], scale=4, patch_sizes=(8, 16), seed=0)
+    batches = [source.batch(step, 4)[1] for step in range(20)]
+    assert all((b == 0).all() for b in batches if b.shape[1] == 16)
+    assert any((b != 0).any() for b in batches if b.shape[1] == 8)
+    with pytest.raises(TrainingError, match="patches of 24 LR pixels"):
+        PatchSource([tmp_path], scale=4, patch_sizes=(8, 24), seed=0)
 
 
 def test_downscale_refuses_what_is_no_multiple() -> None:

@@ -6,13 +6,15 @@ import csv
 import dataclasses
 import json
 import logging
+import os
+import signal
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rdsr.cli import app
@@ -88,16 +90,18 @@ def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch
         original = trainer_module.Trainer._train_step
 
         def interrupt_after_11(self: trainer_module.Trainer, batch: object) -> object:
-            if self.step == 11:
-                raise KeyboardInterrupt
+            if self.step == 10:
+                os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step
             return original(self, batch)
 
         patch.setattr(trainer_module.Trainer, "_train_step", interrupt_after_11)
         with pytest.raises(KeyboardInterrupt):
             train(config, [pictures], tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 11
     resumed = load_file(train(config, [pictures], tmp_path / "cut", resume=True))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path) -> None:
@@ -125,6 +129,50 @@ def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: p
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["skipped"] == 1
 
 
+def test_finite_spikes_are_left_out_and_divergence_stops_the_run(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainer_module.stage_losses
+
+    def exploding(network, stage, lr, hr, noise, weight):
+        result = original(network, stage, lr, hr, noise, weight)
+        exploding.calls += 1
+        return dataclasses.replace(result, total=result.total * (1e3 if exploding.calls > 205 else 1.0))
+
+    exploding.calls = 0
+    monkeypatch.setattr(trainer_module, "stage_losses", exploding)
+    with pytest.raises(TrainingError, match="diverged"):
+        train(dataclasses.replace(STAGE1, iterations=400, validate_every=400), [pictures], tmp_path / "run")
+    assert exploding.calls == 205 + trainer_module.MAX_SKIPPED
+
+
+def test_resume_on_other_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:
+    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    (tmp_path / "more").mkdir()
+    cv2.imwrite(str(tmp_path / "more" / "x.png"), np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(TrainingError, match="other pictures"):
+        train(STAGE1, [pictures, tmp_path / "more"], tmp_path / "run", resume=True)
+
+
+def test_a_damaged_state_is_named(pictures: Path, tmp_path: Path) -> None:
+    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    state = tmp_path / "run" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"state\.pt is damaged"):
+        train(STAGE1, [pictures], tmp_path / "run", resume=True)
+
+
+def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="device must be"):
+        train(STAGE1, [pictures], tmp_path / "run", device="gpu")
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot write the run folder"):
+        train(STAGE1, [pictures], tmp_path / "file" / "run")
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="belongs to no part"):
+        train(dataclasses.replace(STAGE1, init=str(tmp_path / "other.safetensors")), [pictures], tmp_path / "run")
+
+
 def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
     before = (tmp_path / "run" / "state.pt").read_bytes()
@@ -134,7 +182,7 @@ def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match="No space left"):
         train(STAGE1, [pictures], tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -171,6 +219,15 @@ def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: 
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\npatch_sizes = [4]", "patch_sizes"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidht = 3", "unknown field widht"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidth = 0", "width must be"),
+        ("stage = 'stage1'\npreset = ['tiny']\niterations = 5", "preset must be a string"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\npatch_sizes = 48", "patch_sizes must be a list"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\ncompile = 'no'", "compile must be true or false"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nbranches = ['exapnd']", "'exapnd'"),
+        (
+            "stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nmodulation_depths = 3",
+            "modulation_depths must be a list",
+        ),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nbeta_start = 'x'", "beta_start"),
         ("stage = ", "not valid TOML"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bicubic_downscale"]
+__all__ = ["bicubic_downscale", "crop_to_multiple"]
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -33,6 +33,12 @@ def _reduce_rows(picture: NDArray[np.float32], scale: int) -> NDArray[np.float32
         if np.any(weights[:, k]):
             result += picture[mirrored[:, k]] * weights[:, k].astype(np.float32).reshape(shape)
     return result
+
+
+def crop_to_multiple(picture: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """The top left of a picture (H×W×C), with both sides multiples of `multiple`."""
+    height, width = (side - side % multiple for side in picture.shape[:2])
+    return np.ascontiguousarray(picture[:height, :width])
 
 
 def bicubic_downscale(hr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
