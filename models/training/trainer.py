@@ -245,6 +245,8 @@ class Trainer:
         started = saved = time.monotonic()
         stream = self.data.stream(self.step, config.iterations, config.batch)
         self.network.train()
+        if config.stage == "stage2" and self.network.lpe is not None:
+            self.network.lpe.eval()  # frozen, its running statistics too
         try:
             with log_path.open("w" if fresh else "a", newline="") as file:
                 log = csv.DictWriter(file, LOG_FIELDS)

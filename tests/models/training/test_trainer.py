@@ -68,7 +68,7 @@ def test_two_stages_end_in_a_deployable_checkpoint(pictures: Path, tmp_path: Pat
 
 
 def test_training_learns(pictures: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(STAGE1, iterations=150, learning_rate=2e-3, validate_every=75, ema_decay=0.9)
+    config = dataclasses.replace(STAGE1, iterations=150, batch=8, learning_rate=2e-3, validate_every=75, ema_decay=0.9)
     train(config, [pictures], tmp_path / "run", validation=pictures.parent)
     untrained = dataclasses.replace(config, iterations=1, learning_rate=1e-9, final_learning_rate=0.0)
     train(untrained, [pictures], tmp_path / "untrained", validation=pictures.parent)
