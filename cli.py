@@ -201,16 +201,13 @@ def upscale(
 # -- train ------------------------------------------------------------------------------------------------------------
 
 
-def _train(stage: str, config: Path, output: Path, options: dict[str, Any]) -> None:
+def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
     from .models.training.config import TrainConfig
+    from .models.training.errors import TrainingError
     from .models.training.run import train
 
-    overrides = {"init": str(options.pop("init"))} if options.get("init") else {}
-    options.pop("init", None)
     loaded = TrainConfig.load(config, **overrides)
     if loaded.stage != stage:
-        from .models.training.errors import TrainingError
-
         raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
     with counted(stage, loaded.iterations) as (progress, task):
 
@@ -223,7 +220,9 @@ def _train(stage: str, config: Path, output: Path, options: dict[str, Any]) -> N
 
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]
-DataOption = Annotated[list[Path], typer.Option("--data", help="Folder of training pictures; may be repeated.")]
+DataOption = Annotated[
+    list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
+]
 RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: checkpoints, log.csv.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 ValidationOption = Annotated[
@@ -234,50 +233,32 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
 
 
-@train_app.command()
-@command
-def stage1(
-    config: ConfigOption,
-    data: DataOption,
-    output: RunOption,
-    resume: ResumeOption = False,
-    validation: ValidationOption = None,
-    init: InitOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    seconds: SecondsOption = None,
-) -> None:
-    """Stage 1: latent prior encoder and decoder together, L1.
+def _train_command(stage: str, what: str) -> None:
+    """Register `rdsr train STAGE`; the stages take the same options."""
+    config = f"models/training/presets/small-{stage}.toml"
 
-    Example: rdsr train stage1 --config stage1.toml --data photos/ -o runs/small-1
-    """
-    _train("stage1", config, output, {
-        "data": data, "resume": resume, "validation": validation, "init": init, "device": device, "threads": threads,
-        "seconds": seconds,
-    })  # fmt: skip
+    @train_app.command(stage, help=f"{what}\n\nExample: rdsr train {stage} --config {config} --data photos/ -o runs/{stage}")
+    @command
+    def run(
+        config: ConfigOption,
+        output: RunOption,
+        data: DataOption = None,
+        resume: ResumeOption = False,
+        validation: ValidationOption = None,
+        init: InitOption = None,
+        device: DeviceOption = "auto",
+        threads: ThreadsOption = None,
+        seconds: SecondsOption = None,
+    ) -> None:
+        overrides: dict[str, Any] = {"init": str(init)} if init else {}
+        if data:
+            overrides["data"] = [str(folder) for folder in data]
+        options = {"resume": resume, "validation": validation, "device": device, "threads": threads, "seconds": seconds}
+        _train(stage, config, overrides, output, options)
 
 
-@train_app.command()
-@command
-def stage2(
-    config: ConfigOption,
-    data: DataOption,
-    output: RunOption,
-    resume: ResumeOption = False,
-    validation: ValidationOption = None,
-    init: InitOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    seconds: SecondsOption = None,
-) -> None:
-    """Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.
-
-    Example: rdsr train stage2 --config stage2.toml --init runs/small-1/ema.safetensors --data photos/ -o runs/small-2
-    """
-    _train("stage2", config, output, {
-        "data": data, "resume": resume, "validation": validation, "init": init, "device": device, "threads": threads,
-        "seconds": seconds,
-    })  # fmt: skip
+_train_command("stage1", "Stage 1: latent prior encoder and decoder together, L1.")
+_train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
 
 
 # -- bench ------------------------------------------------------------------------------------------------------------

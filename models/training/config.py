@@ -25,6 +25,8 @@ class TrainConfig:
     """Size of the network: "base", "small" or "tiny"."""
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `RDSRConfig` that differ from the preset, e.g. {scale = 2}."""
+    data: tuple[str, ...] = ()
+    """Folders of training pictures, relative to the working directory."""
     init: str = ""
     """Checkpoint to start from, relative to the working directory; stage2 needs the result of a stage1 run."""
     iterations: int
@@ -67,6 +69,7 @@ class TrainConfig:
             ("compile", bool, "true or false"),
             ("network", dict, "a table"),
             ("patch_sizes", (list, tuple), "a list of whole numbers from 8 to 512"),
+            ("data", (list, tuple), "a list of folders"),
         )
         for name, kind, what in kinds:
             if not isinstance(getattr(self, name), kind):
@@ -76,6 +79,9 @@ class TrainConfig:
         if self.preset not in PRESETS:
             refuse("preset", f"one of {', '.join(PRESETS)}")
         object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
+        object.__setattr__(self, "data", tuple(self.data))
+        if not all(isinstance(folder, str) for folder in self.data):
+            refuse("data", "a list of folders")
         if not self.patch_sizes or any(not isinstance(p, int) or not 8 <= p <= 512 for p in self.patch_sizes):
             refuse("patch_sizes", "a list of whole numbers from 8 to 512")
         for name, low, high in (

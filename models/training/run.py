@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ def _start_from(network: RDSR, path: Path, stage: str) -> None:
 
 def train(
     config: TrainConfig,
-    data: Sequence[Path],
     folder: Path,
     *,
     resume: bool = False,
@@ -54,6 +53,8 @@ def train(
     """
     if not resume and (folder / "state.pt").exists():
         raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
+    if not config.data:
+        raise TrainingError("there is nothing to train on: name folders of pictures with data in the config or --data")
     if device not in ("auto", "cpu", "cuda"):
         raise TrainingError(f"device must be auto, cpu or cuda, not {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -68,7 +69,9 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot write the run folder {folder}: {error.strerror}") from error
-    source = PatchSource(data, scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed)
+    source = PatchSource(
+        [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
+    )
     trainer = Trainer(
         config, network, source, folder, validation=validation, device=device, threads=threads, progress=progress
     )

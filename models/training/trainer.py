@@ -133,7 +133,7 @@ class Trainer:
         except Exception as error:  # whatever the unpickler raises for a damaged file
             raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
         before, now = json.loads(state["config"]), self.config.to_dict()
-        free = ("checkpoint_minutes", "validate_every", "init")
+        free = ("checkpoint_minutes", "validate_every", "init", "data")
         differ = [k for k in now if k not in free and before.get(k) != now[k]]
         if differ:
             changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)

@@ -44,17 +44,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_on(pictures: Path, config: TrainConfig, folder: Path, **options: object) -> Path:
+    return train(dataclasses.replace(config, data=(str(pictures),)), folder, **options)
+
+
 def losses(folder: Path) -> list[str]:
     with (folder / "log.csv").open() as file:
         return [row["loss"] for row in csv.DictReader(file)]
 
 
 def test_two_stages_end_in_a_deployable_checkpoint(pictures: Path, tmp_path: Path) -> None:
-    first = train(STAGE1, [pictures], tmp_path / "one", validation=pictures.parent)
+    first = run_on(pictures, STAGE1, tmp_path / "one", validation=pictures.parent)
     with pytest.raises(CheckpointError, match="stage2"):
         load_model(first)
     config = dataclasses.replace(STAGE2, init=str(first))
-    second = train(config, [pictures], tmp_path / "two", validation=pictures.parent)
+    second = run_on(pictures, config, tmp_path / "two", validation=pictures.parent)
     before, after = load_file(first), load_file(second)
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("lpe.")), "stage 2 leaves the LPE alone"
     assert not torch.equal(before["decoder.tail.weight"], after["decoder.tail.weight"])
@@ -69,9 +73,9 @@ def test_two_stages_end_in_a_deployable_checkpoint(pictures: Path, tmp_path: Pat
 
 def test_training_learns(pictures: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STAGE1, iterations=150, batch=8, learning_rate=2e-3, validate_every=75, ema_decay=0.9)
-    train(config, [pictures], tmp_path / "run", validation=pictures.parent)
+    run_on(pictures, config, tmp_path / "run", validation=pictures.parent)
     untrained = dataclasses.replace(config, iterations=1, learning_rate=1e-9, final_learning_rate=0.0)
-    train(untrained, [pictures], tmp_path / "untrained", validation=pictures.parent)
+    run_on(pictures, untrained, tmp_path / "untrained", validation=pictures.parent)
 
     def quality(folder: Path) -> float:
         with (folder / "log.csv").open() as file:
@@ -84,8 +88,8 @@ def test_training_learns(pictures: Path, tmp_path: Path) -> None:
 def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = STAGE1
     if stage == "stage2":
-        config = dataclasses.replace(STAGE2, init=str(train(STAGE1, [pictures], tmp_path / "one")))
-    whole = load_file(train(config, [pictures], tmp_path / "whole"))
+        config = dataclasses.replace(STAGE2, init=str(run_on(pictures, STAGE1, tmp_path / "one")))
+    whole = load_file(run_on(pictures, config, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         original = trainer_module.Trainer._train_step
 
@@ -96,19 +100,19 @@ def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch
 
         patch.setattr(trainer_module.Trainer, "_train_step", interrupt_after_11)
         with pytest.raises(KeyboardInterrupt):
-            train(config, [pictures], tmp_path / "cut")
+            run_on(pictures, config, tmp_path / "cut")
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 11
-    resumed = load_file(train(config, [pictures], tmp_path / "cut", resume=True))
+    resumed = load_file(run_on(pictures, config, tmp_path / "cut", resume=True))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path) -> None:
-    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["step"] == 1
-    train(STAGE1, [pictures], tmp_path / "run", resume=True)
+    run_on(pictures, STAGE1, tmp_path / "run", resume=True)
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == STAGE1.iterations
 
 
@@ -123,7 +127,7 @@ def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: p
     spiky.calls = 0
     monkeypatch.setattr(trainer_module, "stage_losses", spiky)
     with caplog.at_level(logging.WARNING):
-        weights = load_file(train(STAGE1, [pictures], tmp_path / "run"))
+        weights = load_file(run_on(pictures, STAGE1, tmp_path / "run"))
     assert caplog.text.count("left out") == 1
     assert all(bool(torch.isfinite(v).all()) for v in weights.values())
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["skipped"] == 1
@@ -142,39 +146,41 @@ def test_finite_spikes_are_left_out_and_divergence_stops_the_run(
     exploding.calls = 0
     monkeypatch.setattr(trainer_module, "stage_losses", exploding)
     with pytest.raises(TrainingError, match="diverged"):
-        train(dataclasses.replace(STAGE1, iterations=400, validate_every=400), [pictures], tmp_path / "run")
+        run_on(pictures, dataclasses.replace(STAGE1, iterations=400, validate_every=400), tmp_path / "run")
     assert exploding.calls == 205 + trainer_module.MAX_SKIPPED
 
 
 def test_resume_on_other_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:
-    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     (tmp_path / "more").mkdir()
     cv2.imwrite(str(tmp_path / "more" / "x.png"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(TrainingError, match="other pictures"):
-        train(STAGE1, [pictures, tmp_path / "more"], tmp_path / "run", resume=True)
+        train(dataclasses.replace(STAGE1, data=(str(pictures), str(tmp_path / "more"))), tmp_path / "run", resume=True)
 
 
 def test_a_damaged_state_is_named(pictures: Path, tmp_path: Path) -> None:
-    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     state = tmp_path / "run" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"state\.pt is damaged"):
-        train(STAGE1, [pictures], tmp_path / "run", resume=True)
+        run_on(pictures, STAGE1, tmp_path / "run", resume=True)
 
 
 def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        train(STAGE1, tmp_path / "run")
     with pytest.raises(TrainingError, match="device must be"):
-        train(STAGE1, [pictures], tmp_path / "run", device="gpu")
+        run_on(pictures, STAGE1, tmp_path / "run", device="gpu")
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot write the run folder"):
-        train(STAGE1, [pictures], tmp_path / "file" / "run")
+        run_on(pictures, STAGE1, tmp_path / "file" / "run")
     save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="belongs to no part"):
-        train(dataclasses.replace(STAGE1, init=str(tmp_path / "other.safetensors")), [pictures], tmp_path / "run")
+        run_on(pictures, dataclasses.replace(STAGE1, init=str(tmp_path / "other.safetensors")), tmp_path / "run")
 
 
 def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
     def full(state: object, file: object) -> None:
@@ -183,28 +189,28 @@ def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingError, match="No space left"):
-        train(STAGE1, [pictures], tmp_path / "run", resume=True)
+        run_on(pictures, STAGE1, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_resume_under_another_config_names_the_fields(pictures: Path, tmp_path: Path) -> None:
-    train(STAGE1, [pictures], tmp_path / "run", seconds=1e-9)
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     with pytest.raises(TrainingError, match=r"batch: 2 there, 3 here"):
-        train(dataclasses.replace(STAGE1, batch=3), [pictures], tmp_path / "run", resume=True)
+        run_on(pictures, dataclasses.replace(STAGE1, batch=3), tmp_path / "run", resume=True)
     with pytest.raises(TrainingError, match="--resume"):
-        train(STAGE1, [pictures], tmp_path / "run")
+        run_on(pictures, STAGE1, tmp_path / "run")
     with pytest.raises(TrainingError, match="nothing to resume"):
-        train(STAGE1, [pictures], tmp_path / "other", resume=True)
+        run_on(pictures, STAGE1, tmp_path / "other", resume=True)
 
 
 def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="init"):
-        train(STAGE2, [pictures], tmp_path / "two")
-    first = train(STAGE1, [pictures], tmp_path / "one", seconds=1e-9)
+        run_on(pictures, STAGE2, tmp_path / "two")
+    first = run_on(pictures, STAGE1, tmp_path / "one", seconds=1e-9)
     wider = dataclasses.replace(STAGE2, network=NETWORK | {"width": 12}, init=str(first))
     with pytest.raises(CheckpointError, match=r"decoder\..* has shape"):
-        train(wider, [pictures], tmp_path / "two")
+        run_on(pictures, wider, tmp_path / "two")
     assert not (tmp_path / "two").exists()
 
 
@@ -228,6 +234,7 @@ def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: 
             "modulation_depths must be a list",
         ),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nbeta_start = 'x'", "beta_start"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\ndata = [3]", "data must be a list of folders"),
         ("stage = ", "not valid TOML"),
     ],
 )
