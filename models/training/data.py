@@ -69,9 +69,13 @@ class PatchSource:
         self.scale = scale
         self.patch_sizes = tuple(patch_sizes)
         self.seed = seed
+        self._small: list[str] = []
         paths = find_pictures(folders)
         with ThreadPoolExecutor(max_workers=2) as pool:
             pairs = list(pool.map(self._load, paths))
+        if self._small:
+            shown = ", ".join(sorted(self._small)[:5]) + (", …" if len(self._small) > 5 else "")
+            logger.warning("left out %d pictures smaller than a patch (%s)", len(self._small), shown)
         self.pairs = [pair for pair in pairs if pair is not None]
         self.eligible = {
             patch: [i for i, (_, lr) in enumerate(self.pairs) if min(lr.shape[:2]) >= patch] for patch in self.patch_sizes
@@ -93,7 +97,7 @@ class PatchSource:
             return None
         hr = crop_to_multiple(picture, self.scale)
         if min(hr.shape[:2]) < min(self.patch_sizes) * self.scale:
-            logger.warning("left out %s: %d×%d pixels are smaller than a patch", path, *picture.shape[:2])
+            self._small.append(path.name)
             return None
         return hr, bicubic_downscale(hr, self.scale)
 

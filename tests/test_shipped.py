@@ -1,0 +1,75 @@
+"""What is shipped: the weights, the default bundle made from them, and that they are worth having."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rdsr.benchmarks.datasets import find_dataset
+from rdsr.benchmarks.quality import bicubic, bundle, measure, torch_checkpoint
+from rdsr.export.cases import SAMPLES
+from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.models.registry import load_model, shipped_weights
+from rdsr.runtime import Bundle, Upscaler
+from rdsr.runtime.verify import verify
+
+DEFAULT = "rdsr-small"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_weights()))
+def test_weights_are_in_training_form_and_have_a_card(name: str) -> None:
+    path = shipped_weights()[name]
+    loaded = load_model(path)
+    assert loaded.config.branches, "fusion has something to do"
+    assert loaded.network.lpe is not None
+    assert loaded.notes["stage"] == "stage2"
+    card = path.with_suffix(".md").read_text()
+    for word in ("Data", "Recipe", "Set5", "Set14", "B100", "Licence"):
+        assert word in card
+
+
+def test_default_bundle_is_small_whole_and_proven() -> None:
+    shipped = Bundle()
+    assert sum(p.stat().st_size for p in shipped.path.iterdir()) <= 8e6
+    assert {p.name for p in shipped.path.iterdir()} == {*shipped.manifest.files, "manifest.json"}
+    assert set(shipped.manifest.graphs) == {"encoder", "reverse", "decoder"}
+    assert {"fp32", "bf16"} <= set(shipped.manifest.precisions)
+    assert verify(shipped).passed
+
+
+def test_default_bundle_comes_from_the_shipped_checkpoint(tmp_path: Path) -> None:
+    shipped = Bundle()
+    path = shipped_weights()[DEFAULT]
+    assert shipped.manifest.checkpoint["sha256"] == load_model(path).sha256
+    export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "again", single_graph=False))
+    again = Bundle(tmp_path / "again")
+    if again.manifest.tools != shipped.manifest.tools:
+        pytest.skip("graphs are promised to be byte-identical for the same tool versions, and these differ")
+    for name in ("encoder.onnx", "reverse.onnx", "decoder.onnx"):
+        assert again.read(name) == shipped.read(name)
+
+
+def test_default_bundle_is_far_better_than_bicubic_and_as_good_as_torch() -> None:
+    samples = find_dataset(SAMPLES, 4)
+    fp32 = measure(bundle(None, backend="auto", precision="fp32", threads=2), samples)
+    torch = measure(torch_checkpoint(DEFAULT, threads=2), samples)
+    assert fp32.psnr_y == pytest.approx(torch.psnr_y, abs=0.001)
+    assert fp32.psnr_y > measure(bicubic(4), samples).psnr_y + 1.0
+    auto = bundle(None, backend="auto", precision="auto", threads=2)
+    assert measure(auto, samples).psnr_y == pytest.approx(fp32.psnr_y, abs=0.01)
+
+
+def test_readme_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import re
+    import shutil
+
+    from rdsr.tests.conftest import ROOT
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 12
+    shutil.copy(SAMPLES / "LRx4" / "chart.png", tmp_path / "in.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert (tmp_path / "out.png").is_file()
+    assert Upscaler.load().bundle.manifest.scale == 4
