@@ -46,6 +46,7 @@ class OpenVinoSession:
                 model = core.read_model(graph)
             else:
                 model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
+            _fix_batch(model)
             self._compiled = core.compile_model(model, "CPU", config)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
@@ -68,6 +69,19 @@ class OpenVinoSession:
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed: {_first_line(error)}") from error
             return [np.array(output.data) for output in self._request.output_tensors]
+
+
+def _fix_batch(model: ov.Model) -> None:
+    """Set a free batch axis to 1, the only batch there is here: with it free, OpenVINO does not fuse the modulation into
+    the convolutions, and bf16 loses 0.05 instead of 0.03 dB on the worst sample picture."""
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        if shape.rank.is_static and len(shape) > 1 and shape[0].is_dynamic:
+            shape[0] = 1
+            shapes[port] = shape
+    if shapes:
+        model.reshape(shapes)
 
 
 def _first_line(error: Exception) -> str:
