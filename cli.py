@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 from pathlib import Path
@@ -202,6 +203,7 @@ def upscale(
 
 
 def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
+    from .models.checkpoint import read_checkpoint
     from .models.training.config import TrainConfig
     from .models.training.errors import TrainingError
     from .models.training.run import train
@@ -216,7 +218,9 @@ def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, op
             progress.update(task, completed=step, description=f"{stage}: loss {row['loss']}{quality}")
 
         result = train(loaded, folder=output, progress=show, **options)
-    stdout.print(f"{result}")
+    step = int(json.loads(read_checkpoint(result)[1]["notes"])["iterations"])
+    unfinished = "" if step == loaded.iterations else f"  step {step} of {loaded.iterations}; --resume goes on"
+    stdout.print(f"{result}{unfinished}")
 
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]

@@ -268,6 +268,12 @@ def test_train_commands(pictures: Path, tmp_path: Path) -> None:
     common = ["--data", str(pictures), "--validation", str(pictures.parent)]
     first = runner.invoke(app, ["train", "stage1", "--config", str(one), *common, "-o", str(tmp_path / "1")])
     assert first.exit_code == 0, first.output
+    slice_of = ["train", "stage1", "--config", str(one), *common, "-o", str(tmp_path / "s"), "--seconds", "1"]
+    longer = toml("one.toml", dataclasses.replace(STAGE1, iterations=100_000))
+    part = runner.invoke(app, slice_of)
+    assert part.exit_code == 0, part.output
+    assert "of 100000; --resume goes on" in part.stdout
+    assert longer == one
     arguments = ["train", "stage2", "--config", str(two), "--init", str(tmp_path / "1" / "ema.safetensors"), *common]
     second = runner.invoke(app, [*arguments, "-o", str(tmp_path / "2")])
     assert second.exit_code == 0, second.output
