@@ -63,6 +63,8 @@ def test_a_clone_under_any_folder_name_passes_its_tests(clone: Path, tmp_path: P
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=clone, capture_output=True, text=True)
+    assert ruff.returncode == 0, ruff.stdout
 
 
 def test_wheel_carries_what_it_needs(wheel: Path) -> None:
