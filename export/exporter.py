@@ -23,7 +23,7 @@ from ..runtime.bundle import SCHEMA, Bundle, canonical_json, manifest_digest
 from ..runtime.engines import Precision
 from ..runtime.pipeline import initial_noise
 from ..runtime.proof import Proof
-from ..runtime.verify import Variant, Verification, check_variants
+from ..runtime.verify import Verification, check_variants
 from .accounting import SMALLEST, account, fingerprint
 from .cases import build_proof
 from .errors import ExportError, ProofError
@@ -259,18 +259,12 @@ def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 def _prove(
     folder: Path, manifest: dict[str, Any], proof: Proof, precisions: Sequence[Precision], progress: Progress
-) -> Bundle:
+) -> Verification:
     """Run the staged bundle against the torch model's whole outputs, then write the rows into its manifest."""
     _write_manifest(folder, manifest)
-    rows: tuple[Variant, ...] = check_variants(
-        Bundle(folder), proof, precisions, progress=lambda what: progress(f"prove {what}")
-    )
+    rows = check_variants(Bundle(folder), proof, precisions, progress=lambda what: progress(f"prove {what}"))
     _write_manifest(folder, manifest | {"variants": [row.to_dict() for row in rows]})
-    return Bundle(folder)
-
-
-def _variants_of(bundle: Bundle) -> tuple[Variant, ...]:
-    return tuple(Variant(**{**row, "sizes": tuple((h, w) for h, w in row["sizes"])}) for row in bundle.manifest.variants)
+    return Verification(Bundle(folder), rows)
 
 
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:
@@ -309,8 +303,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
             files |= to_ir(files["model.onnx"], folder)
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        bundle = _prove(folder, _manifest(loaded, files, fusion, options.seed), proof, precisions, progress)
-        verification = Verification(bundle, _variants_of(bundle))
+        verification = _prove(folder, _manifest(loaded, files, fusion, options.seed), proof, precisions, progress)
         output = options.output if verification.passed else failed_output
         kept = verification.passed or options.keep_failed
         if kept:

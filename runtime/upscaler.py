@@ -76,6 +76,7 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
     reasons = []
     if precision == "auto":
+        chosen: Precision = "fp32"
         if backend == "onnxruntime":
             reasons.append("fp32: onnxruntime has no bf16 convolution")
         elif not cpu.has_bf16():
@@ -83,8 +84,8 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
         elif not manifest.proven("bf16", "openvino"):
             reasons.append("fp32: the bundle has no proven bf16 variant")
         else:
+            chosen = "bf16"
             reasons.append("bf16: the CPU multiplies it natively and the bundle's proof passed")
-        chosen: Precision = "bf16" if reasons[0].startswith("bf16") else "fp32"
     else:
         chosen = precision  # type: ignore[assignment]
         reasons.append(f"{chosen}: asked for")

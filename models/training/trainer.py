@@ -51,7 +51,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """One run in one folder: `state.pt` (everything to resume), `ema.safetensors` (the result), `log.csv`, `config.json`."""
+    """One run in one folder, which must exist.
+
+    It holds `state.pt` (everything to resume), `ema.safetensors` (the result), `log.csv` and `config.json`.
+    """
 
     def __init__(
         self,
@@ -238,7 +241,6 @@ class Trainer:
 
     def _run(self, seconds: float | None) -> None:
         config = self.config
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
