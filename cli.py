@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +11,24 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import FAILED, command, counted, exit_code_of, print_json, stderr, stdout, steps_shown, variant_table
+from .cli_bench import bench_app
+from .cli_train import train_app
+from .console import (
+    FAILED,
+    BackendOption,
+    JsonOption,
+    PrecisionOption,
+    SeedOption,
+    ThreadsOption,
+    command,
+    counted,
+    exit_code_of,
+    print_json,
+    stderr,
+    stdout,
+    steps_shown,
+    variant_table,
+)
 
 app = typer.Typer(
     name="rdsr",
@@ -22,16 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets, and show it.")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
-BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 
 # -- export, verify, info ---------------------------------------------------------------------------------------------
@@ -197,147 +205,6 @@ def upscale(
         stderr.print(f"rdsr: {error}", style="red")
     if failed:
         raise typer.Exit(FAILED if jobs.many else exit_code_of(failed[0][1]) or FAILED)
-
-
-# -- train ------------------------------------------------------------------------------------------------------------
-
-
-def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
-    from .models.checkpoint import read_checkpoint
-    from .models.training.config import TrainConfig
-    from .models.training.errors import TrainingError
-    from .models.training.run import train
-
-    loaded = TrainConfig.load(config, **overrides)
-    if loaded.stage != stage:
-        raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
-    with counted(stage, loaded.iterations) as (progress, task):
-
-        def show(step: int, row: dict[str, Any]) -> None:
-            quality = f", PSNR-Y {row['psnr_y']} dB" if row["psnr_y"] else ""
-            progress.update(task, completed=step, description=f"{stage}: loss {row['loss']}{quality}")
-
-        result = train(loaded, folder=output, progress=show, **options)
-    step = int(json.loads(read_checkpoint(result)[1]["notes"])["iterations"])
-    unfinished = "" if step == loaded.iterations else f"  step {step} of {loaded.iterations}; --resume goes on"
-    stdout.print(f"{result}{unfinished}")
-
-
-ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]
-DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
-]
-RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: checkpoints, log.csv.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
-ValidationOption = Annotated[
-    Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
-]
-InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from (instead of the config's init).")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
-
-
-def _train_command(stage: str, what: str) -> None:
-    """Register `rdsr train STAGE`; the stages take the same options."""
-    config = f"models/training/presets/small-{stage}.toml"
-
-    @train_app.command(stage, help=f"{what}\n\nExample: rdsr train {stage} --config {config} --data photos/ -o runs/{stage}")
-    @command
-    def run(
-        config: ConfigOption,
-        output: RunOption,
-        data: DataOption = None,
-        resume: ResumeOption = False,
-        validation: ValidationOption = None,
-        init: InitOption = None,
-        device: DeviceOption = "auto",
-        threads: ThreadsOption = None,
-        seconds: SecondsOption = None,
-    ) -> None:
-        overrides: dict[str, Any] = {"init": str(init)} if init else {}
-        if data:
-            overrides["data"] = [str(folder) for folder in data]
-        options = {"resume": resume, "validation": validation, "device": device, "threads": threads, "seconds": seconds}
-        _train(stage, config, overrides, output, options)
-
-
-_train_command("stage1", "Stage 1: latent prior encoder and decoder together, L1.")
-_train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
-
-
-# -- bench ------------------------------------------------------------------------------------------------------------
-
-
-@bench_app.command()
-@command
-def quality(
-    dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
-    bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
-    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="Any ONNX upscaler; may be repeated.")] = None,
-    checkpoint: Annotated[
-        list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
-    ] = None,
-    with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs); without a model, the default bundle.
-
-    Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
-    """
-    from .benchmarks import quality as bench
-    from .benchmarks.reports import write_quality
-
-    candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
-    candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
-    candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
-    if not candidates:
-        candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
-    if with_bicubic:
-        candidates.append(bench.bicubic(candidates[0].scale))
-    with steps_shown("quality") as progress:
-        rows = [dataclasses.asdict(row) for row in bench.quality(candidates, [*dataset, *(more or [])], progress)]
-    report = rows[0] if len(rows) == 1 else {"rows": rows}
-    if output is not None:
-        write_quality(output, report, rows)
-    if as_json:
-        print_json(report)
-        return
-    table = Table("data set", "images", "model", "backend", "precision", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "worst PSNR-Y")
-    for row in rows:
-        table.add_row(
-            row["dataset"], str(row["images"]), row["model"], row["backend"], row["precision"], f"{row['psnr_y']:.3f}",
-            f"{row['ssim_y']:.4f}", f"{row['psnr_rgb']:.3f}", f"{row['worst_psnr_y']:.3f}",
-        )  # fmt: skip
-    stdout.print(table)
-
-
-@bench_app.command()
-@command
-def crops(
-    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
-    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
-    name: Annotated[list[str] | None, typer.Option("--name", help="Picture of the set; may be repeated.")] = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-) -> None:
-    """Side-by-side crops, bicubic, the bundle and the original, as one PNG.
-
-    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
-    """
-    from .benchmarks import quality as bench
-    from .benchmarks.crops import crop_strip
-    from .benchmarks.datasets import find_dataset
-
-    candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
-    crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
-    stdout.print(str(output))
 
 
 def _version(wanted: bool) -> None:

@@ -7,11 +7,19 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from .runtime.files import dump_json
@@ -20,6 +28,11 @@ __all__ = [
     "BAD_INPUT",
     "FAILED",
     "INTERRUPTED",
+    "BackendOption",
+    "JsonOption",
+    "PrecisionOption",
+    "SeedOption",
+    "ThreadsOption",
     "command",
     "counted",
     "exit_code_of",
@@ -30,6 +43,12 @@ __all__ = [
     "steps_shown",
     "variant_table",
 ]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
+BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
 # No markup: file names and bundles may hold square brackets.
@@ -129,6 +148,7 @@ def variant_table(report: dict[str, Any]) -> Table:
 @contextlib.contextmanager
 def counted(title: str, total: int) -> Iterator[tuple[Progress, Any]]:
     """A progress bar on stderr over `total` things, with its task."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
         yield progress, progress.add_task(title, total=total)

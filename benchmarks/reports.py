@@ -1,26 +1,90 @@
-"""Benchmark results as files: JSON, and a Markdown twin."""
+"""Benchmark results as files: JSON, a Markdown twin, and plots."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.files import atomic_write, dump_json
 
-__all__ = ["write_quality"]
+if TYPE_CHECKING:
+    from .candidates import CandidateRow
+
+__all__ = ["PRIOR_COLUMNS", "QUALITY_COLUMNS", "Columns", "candidate_table", "cells", "plot_candidates", "write_table"]
+
+Columns = Mapping[str, tuple[str, str]]
+"""Key of a row → title of its column and how its values are formatted."""
+
+QUALITY_COLUMNS: Columns = {
+    "dataset": ("data set", ""),
+    "images": ("images", ""),
+    "model": ("model", ""),
+    "backend": ("backend", ""),
+    "precision": ("precision", ""),
+    "psnr_y": ("PSNR-Y", ".3f"),
+    "ssim_y": ("SSIM-Y", ".4f"),
+    "psnr_rgb": ("PSNR-RGB", ".3f"),
+    "worst_psnr_y": ("worst PSNR-Y", ".3f"),
+}
+PRIOR_COLUMNS: Columns = {
+    "prior": ("latent prior", ""),
+    "psnr_y": ("PSNR-Y", ".3f"),
+    "change_db": ("change (dB)", "+.4f"),
+    "largest_change_db": ("largest change (dB)", "+.4f"),
+    "largest_difference": ("largest difference (grey levels)", ""),
+    "changed_pixels": ("changed pixels", ".2%"),
+}
 
 
-def write_quality(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write quality.json and quality.md. Raises `OutputError` where the folder cannot be written."""
-    lines = [
-        "| data set | images | model | backend | precision | PSNR-Y | SSIM-Y | PSNR-RGB | worst PSNR-Y |",
-        "|---|---|---|---|---|---|---|---|---|",
+def cells(columns: Columns, row: Mapping[str, Any]) -> list[str]:
+    """The row's values as text; nothing for what was not measured."""
+    return ["" if row[key] is None else format(row[key], form) for key, (_, form) in columns.items()]
+
+
+def write_table(
+    folder: Path, name: str, report: Mapping[str, Any], columns: Columns, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write NAME.json (the report) and NAME.md (the rows). Raises `OutputError` where the folder cannot be written."""
+    lines = [f"| {' | '.join(title for title, _ in columns.values())} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(cells(columns, row))} |" for row in rows]
+    atomic_write(folder / f"{name}.json", dump_json(report).encode())
+    atomic_write(folder / f"{name}.md", ("\n".join(lines) + "\n").encode())
+
+
+def candidate_table(measured: Sequence[CandidateRow]) -> tuple[Columns, list[dict[str, Any]]]:
+    """Columns and flat rows of a candidates' table, one latency column an engine and precision."""
+    engines = list(dict.fromkeys(engine for row in measured for engine in row.latency_ms))
+    columns = {
+        "name": ("candidate", ""),
+        "params_m": ("parameters (M)", ".2f"),
+        "gflops": ("GFLOP", ".1f"),
+        "psnr_y": ("PSNR-Y", ".3f"),
+        "minutes": ("minutes", ".1f"),
+        **{engine: (f"{engine} (ms)", ".1f") for engine in engines},
+    }
+    rows = [
+        {key: getattr(row, key, None) for key in columns} | {e: row.latency_ms.get(e) for e in engines} for row in measured
     ]
-    lines += [
-        f"| {r['dataset']} | {r['images']} | {r['model']} | {r['backend']} | {r['precision']} | {r['psnr_y']:.3f} "
-        f"| {r['ssim_y']:.4f} | {r['psnr_rgb']:.3f} | {r['worst_psnr_y']:.3f} |"
-        for r in rows
-    ]
-    atomic_write(folder / "quality.json", dump_json(report).encode())
-    atomic_write(folder / "quality.md", ("\n".join(lines) + "\n").encode())
+    return columns, rows
+
+
+def plot_candidates(measured: Sequence[CandidateRow], target: Path) -> None:
+    """PSNR against the fastest engine's latency, as a PNG. Needs matplotlib; raises `OutputError`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for row in measured:
+        if row.psnr_y is not None:
+            fastest = min(row.latency_ms.values())
+            axes.plot(fastest, row.psnr_y, "o", color="C0")
+            axes.annotate(row.name, (fastest, row.psnr_y), textcoords="offset points", xytext=(6, -4), fontsize=9)
+    axes.set_xlabel("milliseconds at 128×128 LR, fastest engine and precision here")
+    axes.set_ylabel("PSNR-Y of the validation set (dB)")
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    atomic_write(target, buffer.getvalue())

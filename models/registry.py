@@ -168,7 +168,8 @@ def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"tensor {key} has type {value.dtype} ({value.layout}), expected dense floating point")
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"tensor {key} holds NaN or infinity")
-    plain = {key: value.float().contiguous() for key, value in tensors.items()}
+    # Copied: tensors lie in a file at any address, and kernels round differently on unaligned ones (seen on AVX2).
+    plain = {key: value.float().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     network.load_state_dict(plain, assign=True)
 
 

@@ -13,6 +13,8 @@ from .errors import TrainingError
 __all__ = ["STAGES", "TrainConfig"]
 
 STAGES = ("stage1", "stage2")
+OPTIMIZERS = ("muon", "adam")
+PIXEL_LOSSES = ("l1", "l2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,22 @@ class TrainConfig:
     """Folders of training pictures, relative to the working directory."""
     init: str = ""
     """Checkpoint to start from, relative to the working directory; stage2 needs the result of a stage1 run."""
+    grow: bool = False
+    """Whether `init` is a smaller network of the family, to be widened and deepened into one that computes the same."""
     iterations: int
     """Optimizer steps of the whole run."""
     batch: int = 16
     """Patches a step at the first patch size; larger patches get proportionally fewer (never below 2)."""
     patch_sizes: tuple[int, ...] = (48,)
     """LR patch sides in pixels; each step draws one of them."""
+    optimizer: str = "muon"
+    """"muon" (decoder's body and tail by Muon, the rest by Adam) or "adam" (all by Adam). After 900 steps of `small`, Muon
+    ends 0.12 dB higher on Kodak24 (28.38 against 28.26)."""
     learning_rate: float = 1e-3
-    """Peak learning rate (Adam)."""
+    """Peak learning rate, of both optimizers."""
+    modulation_rate: float = 0.02
+    """Learning rate of the modulation layers, as a multiple of the others'. Each of their outputs sums over all elements
+    of z, so Adam's equal steps add up: at the full rate 900 steps of `small` end at 27.24 dB on Kodak24, so at 28.26."""
     final_learning_rate: float = 1e-6
     """Learning rate that the cosine schedule ends on."""
     warmup: int = 200
@@ -47,6 +57,10 @@ class TrainConfig:
     """Largest L2 norm of the gradient; longer gradients are scaled down."""
     spike_factor: float = 4.0
     """A step whose loss exceeds this multiple of the running mean, or is not finite, is left out."""
+    pixel_loss: str = "l1"
+    """"l1" (absolute difference of pixels), or "l2" (squared difference, which is what PSNR measures) for a finish."""
+    frequency_weight: float = 0.0
+    """Weight of the L1 distance between the pictures' two-dimensional Fourier coefficients, beside the pixel loss."""
     prior_weight: float = 0.1
     """stage2: weight of the L1 distance between the reverse process's z and the LPE's."""
     seed: int = 0
@@ -66,6 +80,7 @@ class TrainConfig:
             ("stage", str, "a string"),
             ("preset", str, "a string"),
             ("init", str, "a string"),
+            ("grow", bool, "true or false"),
             ("compile", bool, "true or false"),
             ("network", dict, "a table"),
             ("patch_sizes", (list, tuple), "a list of whole numbers from 8 to 512"),
@@ -78,6 +93,10 @@ class TrainConfig:
             refuse("stage", f"one of {', '.join(STAGES)}")
         if self.preset not in PRESETS:
             refuse("preset", f"one of {', '.join(PRESETS)}")
+        if self.optimizer not in OPTIMIZERS:
+            refuse("optimizer", f"one of {', '.join(OPTIMIZERS)}")
+        if self.pixel_loss not in PIXEL_LOSSES:
+            refuse("pixel_loss", f"one of {', '.join(PIXEL_LOSSES)}")
         object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
         object.__setattr__(self, "data", tuple(self.data))
         if not all(isinstance(folder, str) for folder in self.data):
@@ -88,7 +107,8 @@ class TrainConfig:
             ("iterations", 1, 100_000_000), ("batch", 1, 4096), ("warmup", 0, 1_000_000), ("seed", 0, 2**31),
             ("validate_every", 1, 100_000_000), ("learning_rate", 1e-9, 1.0), ("final_learning_rate", 0.0, 1.0),
             ("ema_decay", 0.0, 0.999999), ("gradient_clip", 1e-6, 1e6), ("spike_factor", 1.1, 1e6),
-            ("prior_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
+            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0),
+            ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
         ):  # fmt: skip
             value = getattr(self, name)
             whole = isinstance(low, int)

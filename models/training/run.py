@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
+from ..rdsr.config import RDSRConfig
+from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .data import PatchSource
@@ -19,10 +23,22 @@ from .trainer import Trainer
 __all__ = ["train"]
 
 
-def _start_from(network: RDSR, path: Path, stage: str) -> None:
-    """Start from a checkpoint of the same network: stage1 needs its decoder, stage2 the LPE as well."""
-    tensors, _ = read_checkpoint(path)
+def _sizes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> RDSRConfig:
+    """As the metadata has them; shapes do not show every size of a stage-1 checkpoint."""
+    if "config" in metadata:
+        return RDSRConfig.from_dict(json.loads(metadata["config"]))
+    return RDSRConfig.from_shapes({key: tuple(value.shape) for key, value in tensors.items()})
+
+
+def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
+    """Start from a checkpoint of the same network, or with `grown` of a smaller one: stage2 needs the LPE as well."""
+    tensors, metadata = read_checkpoint(path)
     wanted = network.state_dict()
+    if grown:
+        try:
+            tensors = grow(tensors, _sizes(tensors, metadata), network.config)
+        except (CheckpointError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
     if unknown := [key for key in tensors if key not in wanted]:
         raise CheckpointError(f"{path}: tensor {unknown[0]} belongs to no part of the network that the config describes")
     for key, value in tensors.items():
@@ -62,7 +78,7 @@ def train(
     torch.manual_seed(config.seed)
     network = RDSR(config.network_config())
     if config.init and not resume:
-        _start_from(network, Path(config.init), config.stage)
+        _start_from(network, Path(config.init), config.stage, grown=config.grow)
     elif config.stage == "stage2" and not resume:
         raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
     try:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..rdsr.network import RDSR
+from .config import TrainConfig
 from .errors import TrainingError
 
-__all__ = ["STAGE_PARTS", "Losses", "predict_with", "stage_losses"]
+__all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "stage_losses"]
 
 STAGE_PARTS = {"stage1": ("lpe", "decoder"), "stage2": ("condition_encoder", "denoiser", "decoder")}
 """Submodules of RDSR that a stage trains; the rest stays as it was."""
@@ -25,7 +26,7 @@ class Losses:
 
     total: Tensor
     pixel: Tensor
-    """L1 on pixels in [0, 1]."""
+    """L1 or mean squared error of pixels in [0, 1], without the frequency term."""
     prior: Tensor
     """L1 between the latent prior of the reverse process and the LPE's; 0 in stage1."""
 
@@ -36,20 +37,29 @@ def _lpe(network: RDSR) -> nn.Module:
     return network.lpe
 
 
-def stage_losses(network: RDSR, stage: str, lr: Tensor, hr: Tensor, noise: Tensor, prior_weight: float) -> Losses:
+def picture_loss(sr: Tensor, hr: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """(pixel loss with the frequency term, pixel loss alone) of two N×3×H×W pictures."""
+    pixel = F.l1_loss(sr, hr) if config.pixel_loss == "l1" else F.mse_loss(sr, hr)
+    if not config.frequency_weight:
+        return pixel, pixel.detach()
+    spectrum = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
+    return pixel + config.frequency_weight * spectrum.abs().mean(), pixel.detach()
+
+
+def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:
     """Forward pass of one step. `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent."""
-    if stage == "stage1":
+    if config.stage == "stage1":
         z = _lpe(network)(lr, hr)
-        pixel = F.l1_loss(network.decoder(lr, z).float(), hr)
-        return Losses(pixel, pixel.detach(), torch.zeros(()))
+        loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
+        return Losses(loss, pixel, torch.zeros(()))
     with torch.no_grad():
         target = _lpe(network)(lr, hr).float()
     pooled = network.feature_map(lr).mean(dim=(2, 3))
     with torch.autocast(lr.device.type, enabled=False):  # a few thousand multiplications: float32 costs nothing here
         z = network.prior(pooled.float(), noise)
     prior = F.l1_loss(z, target)
-    pixel = F.l1_loss(network.decoder(lr, z).float(), hr)
-    return Losses(pixel + prior_weight * prior, pixel.detach(), prior.detach())
+    loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
+    return Losses(loss + config.prior_weight * prior, pixel, prior.detach())
 
 
 def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor]:

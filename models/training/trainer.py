@@ -26,6 +26,7 @@ from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .data import PatchSource
 from .errors import TrainingError
+from .muon import Muon
 from .stages import STAGE_PARTS, predict_with, stage_losses
 from .validation import load_pairs, mean_psnr_y
 
@@ -48,6 +49,23 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+
+
+def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Adam, or Muon for the decoder's body and tail and Adam for the rest; modulation at its own rate."""
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    kernels = {name for name, p in trained.items() if name.startswith(("decoder.body.", "decoder.tail.")) and p.ndim == 4}
+    if config.optimizer == "adam":
+        kernels = set()
+    modulating = {name for name in trained if ".modulation." in name}
+    groups = [
+        {"params": [p for n, p in trained.items() if n not in kernels | modulating], "rate": 1.0},
+        {"params": [p for n, p in trained.items() if n in modulating], "rate": config.modulation_rate},
+    ]
+    adam = torch.optim.Adam([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    if not kernels:
+        return [adam]
+    return [Muon([trained[name] for name in trained if name in kernels], lr=config.learning_rate), adam]
 
 
 class Trainer:
@@ -81,7 +99,7 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.split(".")[0] in trained)
         self.parameters: Sequence[nn.Parameter] = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizers = _optimizers(self.network, config)
         self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.losses = torch.compile(stage_losses) if config.compile else stage_losses
         self.pairs = load_pairs(validation, network.config.scale) if validation else []
@@ -109,7 +127,7 @@ class Trainer:
             "data": self.data.digest,
             "network": self.network.state_dict(),
             "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         temporary = self.folder / "state.pt.tmp"
         try:
@@ -145,7 +163,8 @@ class Trainer:
             raise TrainingError(f"{self.folder} was trained on other pictures than --data names now")
         self.network.load_state_dict(state["network"])
         self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.skipped = state["step"], state["skipped"]
         self.running_loss, self.seconds_before = state["running_loss"], state["seconds"]
         self.sums = state["sums"]
@@ -180,17 +199,19 @@ class Trainer:
         generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
         noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
         rate = learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("rate", 1.0)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            losses = self.losses(self.network, config.stage, lr, hr, noise, config.prior_weight)
-        self.optimizer.zero_grad(set_to_none=True)
+            losses = self.losses(self.network, config, lr, hr, noise)
+        self.network.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
         value = float(losses.total.detach())
         limit = math.inf if self.running_loss is None or self.step < 200 else config.spike_factor * self.running_loss
         if math.isfinite(value) and math.isfinite(norm) and value <= limit:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.skipped_in_a_row = 0
             self.running_loss = value if self.running_loss is None else 0.99 * self.running_loss + 0.01 * value
             decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))

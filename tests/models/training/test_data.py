@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rdsr.models.degradation import bicubic_downscale
-from rdsr.models.training.data import PatchSource, find_pictures
+from rdsr.models.degradation import bicubic_downscale, crop_to_multiple
+from rdsr.models.training.data import PatchSource, find_pictures, read_rgb
 from rdsr.models.training.errors import TrainingError
+from rdsr.tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +66,20 @@ def test_downscale_mirrors_at_the_border() -> None:
     assert abs(wanted - clamped) > 1, "the rule must matter in this test"
     picture = np.repeat(np.repeat(row[None, :, None], 8, axis=0), 3, axis=2)
     assert abs(int(bicubic_downscale(picture, 2)[2, 0, 0]) - wanted) <= 0.5 + 1e-3
+
+
+def test_downscale_agrees_with_the_data_sets_of_papers() -> None:
+    """Kodak24's LRx4 files were made by MATLAB's rule: at most two grey levels off, and rarely."""
+    kodak = ROOT.parent / "shared" / "data" / "val" / "Kodak24"
+    if not kodak.is_dir():
+        pytest.skip("Kodak24 is no part of the repository and not beside this checkout")
+    differences = []
+    for path in sorted((kodak / "HR").glob("*.png")):
+        hr, lr = read_rgb(path), read_rgb(kodak / "LRx4" / path.name)
+        differences.append(np.abs(bicubic_downscale(crop_to_multiple(hr, 4), 4).astype(int) - lr).ravel())
+    levels = np.concatenate(differences)
+    assert levels.max() <= 2
+    assert (levels > 0).mean() < 0.01
 
 
 def test_low_resolution_twins_are_not_taken_for_originals(tmp_path: Path) -> None:

@@ -108,6 +108,30 @@ def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+def test_a_larger_network_starts_from_a_smaller_one(pictures: Path, tmp_path: Path) -> None:
+    """What validation sees before the first step is what the smaller network ended on."""
+    first = run_on(pictures, STAGE1, tmp_path / "one", validation=pictures.parent)
+    larger = {"network": NETWORK | {"width": 12, "depth": 4}, "init": str(first), "learning_rate": 1e-9, "iterations": 1}
+    with pytest.raises(CheckpointError, match="has shape"):
+        run_on(pictures, dataclasses.replace(STAGE1, **larger), tmp_path / "two")
+    run_on(pictures, dataclasses.replace(STAGE1, **larger, grow=True), tmp_path / "two", validation=pictures.parent)
+
+    def last_psnr(run: str) -> float:
+        with (tmp_path / run / "log.csv").open() as file:
+            return float(list(csv.DictReader(file))[-1]["psnr_y"])
+
+    assert last_psnr("two") == pytest.approx(last_psnr("one"), abs=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_modulation_learns_at_its_own_rate(pictures: Path, tmp_path: Path, optimizer: str) -> None:
+    config = dataclasses.replace(STAGE1, modulation_rate=0.0, optimizer=optimizer)
+    weights = load_file(run_on(pictures, config, tmp_path / "run"))
+    assert not weights["decoder.modulation.0.weight"].any()
+    weights = load_file(run_on(pictures, dataclasses.replace(config, modulation_rate=0.02), tmp_path / "other"))
+    assert weights["decoder.modulation.0.weight"].any()
+
+
 def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path) -> None:
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
@@ -119,8 +143,8 @@ def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path)
 def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     original = trainer_module.stage_losses
 
-    def spiky(network, stage, lr, hr, noise, weight):
-        result = original(network, stage, lr, hr, noise, weight)
+    def spiky(*arguments):
+        result = original(*arguments)
         spiky.calls += 1
         return dataclasses.replace(result, total=result.total * (float("nan") if spiky.calls == 5 else 1.0))
 
@@ -138,8 +162,8 @@ def test_finite_spikes_are_left_out_and_divergence_stops_the_run(
 ) -> None:
     original = trainer_module.stage_losses
 
-    def exploding(network, stage, lr, hr, noise, weight):
-        result = original(network, stage, lr, hr, noise, weight)
+    def exploding(*arguments):
+        result = original(*arguments)
         exploding.calls += 1
         return dataclasses.replace(result, total=result.total * (1e3 if exploding.calls > 205 else 1.0))
 
@@ -226,6 +250,13 @@ def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: 
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidht = 3", "unknown field widht"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nwidth = 0", "width must be"),
         ("stage = 'stage1'\npreset = ['tiny']\niterations = 5", "preset must be a string"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\noptimizer = 'sgd'", "optimizer must be one of muon, adam"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\npixel_loss = 'l3'", "pixel_loss must be one of l1, l2"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\ngrow = 1", "grow must be true or false"),
+        (
+            "stage = 'stage1'\npreset = 'tiny'\niterations = 5\nmodulation_rate = -1.0",
+            "modulation_rate must be a number from",
+        ),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\npatch_sizes = 48", "patch_sizes must be a list"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\ncompile = 'no'", "compile must be true or false"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nbranches = ['exapnd']", "'exapnd'"),

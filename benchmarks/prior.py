@@ -1,0 +1,128 @@
+"""`rdsr bench prior`: what the latent prior and the seed do to the picture, measured on a trained checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.arrays import from_graph, to_graph
+from ..runtime.metrics import psnr_y
+from ..runtime.pipeline import initial_noise
+from .datasets import Dataset
+from .errors import BenchmarkError
+
+__all__ = ["PriorRow", "measure_prior"]
+
+Rgb = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorRow:
+    """One way to come by the latent prior, over a data set; differences are against whole pictures with seed 0."""
+
+    prior: str
+    """Where z comes from."""
+    psnr_y: float
+    """Mean over the pictures, dB."""
+    change_db: float
+    """Mean change of PSNR-Y."""
+    largest_change_db: float
+    """Change of PSNR-Y of the picture that changes most, signed."""
+    largest_difference: int
+    """Grey levels, of any pixel and channel."""
+    changed_pixels: float
+    """Share of pixels and channels that differ at all."""
+
+
+def measure_prior(
+    checkpoint: str,
+    dataset: Dataset,
+    *,
+    windows: Sequence[int] = (24, 48, 96),
+    seeds: int = 10,
+    threads: int,
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[PriorRow]:
+    """Rows for whole pictures, local windows of some LR sides, LPE (which sees HR), foreign priors, seeds, and z_T = 0.
+
+    Runs the torch network in float32. Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
+    """
+    import torch
+
+    from ..models.registry import load_model, resolve_checkpoint
+
+    torch.set_num_threads(threads)
+    loaded: Any = load_model(resolve_checkpoint(checkpoint)).network
+    if loaded.scale != dataset.scale:
+        raise BenchmarkError(f"{checkpoint} enlarges ×{loaded.scale}, the data set {dataset.name} is ×{dataset.scale}")
+    network: Any = loaded.fuse()
+    pictures = list(dataset)
+    noises = {f"seed {seed}": torch.from_numpy(initial_noise(seed, network.latent_size)) for seed in range(seeds)}
+    noises["zero as initial latent"] = torch.zeros(1, network.latent_size)
+
+    def prior(lr: Any, noise: str = "seed 0") -> Any:
+        return network.prior(network.feature_map(lr).mean(dim=(2, 3)), noises[noise])
+
+    with torch.no_grad():
+        tensors = [torch.from_numpy(to_graph(lr)) for _, lr, _ in pictures]
+        own = [prior(lr) for lr in tensors]
+        mean = torch.stack(own).mean(dim=0)
+        whole = [_picture(network, lr, z) for lr, z in zip(tensors, own, strict=True)]
+        rows = []
+
+        def add(name: str, results: Iterable[Rgb]) -> None:
+            progress(name)
+            rows.append(_compare(name, list(results), whole, [hr for _, _, hr in pictures], dataset.scale))
+
+        add("whole picture, seed 0", whole)
+        for side in windows:
+            add(f"windows of {side}×{side} LR pixels", (_by_windows(network, lr, prior, side) for lr in tensors))
+        if loaded.lpe is not None:
+            originals = [torch.from_numpy(to_graph(hr)) for _, _, hr in pictures]
+            pairs = zip(tensors, originals, strict=True)
+            add("LPE, which sees the original", (_picture(network, lr, loaded.lpe(lr, hr)) for lr, hr in pairs))
+        shifted = own[1:] + own[:1]
+        add("another picture's", (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))
+        add("mean over the data set", (_picture(network, lr, mean) for lr in tensors))
+        for name in list(noises)[1:]:
+            add(name, (_picture(network, lr, prior(lr, name)) for lr in tensors))
+    return rows
+
+
+def _picture(network: Any, lr: Any, z: Any) -> Rgb:
+    """8-bit RGB of one decoded picture."""
+    return np.asarray(from_graph(network.decode(lr, z).numpy(), np.empty((1, 1, 3), dtype=np.uint8)))
+
+
+def _by_windows(network: Any, lr: Any, prior: Callable[[Any], Any], side: int) -> Rgb:
+    """Every window decoded with the prior of its own pixels; the halo makes the rest as in the whole picture."""
+    height, width = lr.shape[-2:]
+    halo, scale = network.receptive_radius, network.scale
+    result = np.empty((height * scale, width * scale, 3), dtype=np.uint8)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
+            y, x = max(0, top - halo), max(0, left - halo)
+            tile = _picture(network, lr[..., y : bottom + halo, x : right + halo], prior(lr[..., top:bottom, left:right]))
+            inner = tile[(top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale]
+            result[top * scale : bottom * scale, left * scale : right * scale] = inner
+    return result
+
+
+def _compare(name: str, results: list[Rgb], whole: list[Rgb], originals: list[Rgb], scale: int) -> PriorRow:
+    pairs = list(zip(results, whole, originals, strict=True))
+    values = np.array([psnr_y(result, hr, scale) for result, _, hr in pairs])
+    changes = values - np.array([psnr_y(base, hr, scale) for _, base, hr in pairs])
+    differences = [np.abs(result.astype(np.int16) - base) for result, base, _ in pairs]
+    return PriorRow(
+        prior=name,
+        psnr_y=round(float(values.mean()), 4),
+        change_db=round(float(changes.mean()), 4),
+        largest_change_db=round(float(changes[np.abs(changes).argmax()]), 4),
+        largest_difference=max(int(d.max()) for d in differences),
+        changed_pixels=round(float(np.mean([np.count_nonzero(d) / d.size for d in differences])), 5),
+    )

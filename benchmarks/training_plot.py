@@ -1,0 +1,75 @@
+"""The course of training runs as a picture: validation PSNR and loss over time, read from their CSV logs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.files import atomic_write
+from .errors import BenchmarkError
+
+__all__ = ["course", "plot_runs", "read_log"]
+
+_STYLES = ("-", "--", ":", "-.")
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a run folder's log.csv, or of a copy of one; `BenchmarkError` where it is no such file."""
+    log = path / "log.csv" if path.is_dir() else path
+    try:
+        with log.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"cannot read the log {log}: {getattr(error, 'strerror', None) or error}") from error
+    if not rows or not {"minutes", "pixel", "psnr_y"} <= set(rows[0]):
+        raise BenchmarkError(f"{log} is no log of a training run, or holds no row yet")
+    return rows
+
+
+def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
+    """Write a PNG of one curve a label; the runs of a label follow each other in time (stage 1, stage 2, a finish).
+
+    Above PSNR-Y of the validation set in dB, below the pixel loss, both over minutes of training. Needs matplotlib.
+    Raises `BenchmarkError` for a log that cannot be read, `OutputError` where nothing can be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for index, (label, paths) in enumerate(runs.items()):
+        style: dict[str, Any] = {"color": f"C{index}", "linestyle": _STYLES[index % len(_STYLES)]}
+        minutes, loss, checked, psnr = course(paths)
+        above.plot(checked, psnr, marker=".", label=label, **style)
+        below.plot(minutes, loss, label=label, linewidth=1, **style)
+    above.set_ylabel("PSNR-Y of the validation set (dB)")
+    below.set_ylabel("pixel loss")
+    below.set_yscale("log")
+    below.set_xlabel("minutes of training")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    above.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    atomic_write(target, buffer.getvalue())
+
+
+def course(paths: Sequence[Path]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Minutes and loss of every row, minutes and PSNR of every validation, over runs that follow each other."""
+    minutes: list[float] = []
+    loss: list[float] = []
+    checked: list[float] = []
+    psnr: list[float] = []
+    before = 0.0
+    for path in paths:
+        for row in read_log(path):
+            now = before + float(row["minutes"])
+            minutes.append(now)
+            loss.append(float(row["pixel"]))
+            if row["psnr_y"]:
+                checked.append(now)
+                psnr.append(float(row["psnr_y"]))
+        before = minutes[-1]
+    return minutes, loss, checked, psnr

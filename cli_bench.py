@@ -1,0 +1,157 @@
+"""`rdsr bench`: quality on data sets, crops, candidates, and what the latent prior does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import BackendOption, JsonOption, PrecisionOption, ThreadsOption, command, print_json, stdout, steps_shown
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets, and show it.")
+
+
+@bench_app.command()
+@command
+def quality(
+    dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
+    bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
+    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="Any ONNX upscaler; may be repeated.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
+    ] = None,
+    with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs); without a model, the default bundle.
+
+    Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
+    """
+    from .benchmarks import quality as bench
+    from .benchmarks.reports import QUALITY_COLUMNS, write_table
+
+    candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
+    candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
+    candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+    if not candidates:
+        candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
+    if with_bicubic:
+        candidates.append(bench.bicubic(candidates[0].scale))
+    with steps_shown("quality") as progress:
+        rows = [dataclasses.asdict(row) for row in bench.quality(candidates, [*dataset, *(more or [])], progress)]
+    report = rows[0] if len(rows) == 1 else {"rows": rows}
+    if output is not None:
+        write_table(output, "quality", report, QUALITY_COLUMNS, rows)
+    _show(report, QUALITY_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
+def crops(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Picture of the set; may be repeated.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Side-by-side crops, bicubic, the bundle and the original, as one PNG.
+
+    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
+    """
+    from .benchmarks import quality as bench
+    from .benchmarks.crops import crop_strip
+    from .benchmarks.datasets import find_dataset
+
+    candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
+    crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
+    stdout.print(str(output))
+
+
+@bench_app.command()
+@command
+def prior(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
+    windows: Annotated[list[int] | None, typer.Option(help="Side of local windows in LR pixels; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the latent prior does: pooled over whole pictures or windows, of other pictures, of other seeds.
+
+    Example: rdsr bench prior --checkpoint rdsr-small --dataset Kodak24
+    """
+    from .benchmarks.datasets import find_dataset
+    from .benchmarks.prior import measure_prior
+    from .benchmarks.reports import PRIOR_COLUMNS, write_table
+    from .models.registry import load_model, resolve_checkpoint
+    from .runtime.cpu import available_threads
+
+    found = find_dataset(dataset, load_model(resolve_checkpoint(checkpoint)).config.scale)
+    with steps_shown("prior") as progress:
+        measured = measure_prior(
+            checkpoint,
+            found,
+            windows=windows or (24, 48, 96),
+            seeds=seeds,
+            threads=threads or available_threads(),
+            progress=progress,
+        )
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = {"dataset": found.name, "images": len(found.pairs), "checkpoint": checkpoint, "rows": rows}
+    if output is not None:
+        write_table(output, "prior", report, PRIOR_COLUMNS, rows)
+    _show(report, PRIOR_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
+def candidates(
+    config: Annotated[Path, typer.Option("--config", help="TOML file; see benchmarks/candidates.toml.")],
+    data: Annotated[list[Path], typer.Option("--data", help="Folder of training pictures; may be repeated.")],
+    validation: Annotated[Path, typer.Option("--validation", help="Data set folder (HR/, LRx4/) for the PSNR.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the runs, candidates.json, .md and .png.")],
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train network sizes briefly under one budget, and set their PSNR against their latency at 128×128 LR.
+
+    Example: rdsr bench candidates --config benchmarks/candidates.toml --data photos/ --validation Kodak24 -o runs/candidates
+    """
+    from .benchmarks import candidates as bench
+    from .benchmarks.reports import candidate_table, plot_candidates, write_table
+    from .runtime.cpu import available_threads
+
+    plan = bench.read_plan(config)
+    used = threads or available_threads()
+    with steps_shown("candidates") as progress:
+        measured = bench.measure_candidates(plan, output, data=data, validation=validation, threads=used, progress=progress)
+    columns, rows = candidate_table(measured)
+    report = {"threads": used, "size": [128, 128], "rows": [dataclasses.asdict(row) for row in measured]}
+    write_table(output, "candidates", report, columns, rows)
+    plot_candidates(measured, output / "candidates.png")
+    _show(report, columns, rows, as_json)
+
+
+def _show(report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool) -> None:
+    from .benchmarks.reports import cells
+
+    if as_json:
+        print_json(report)
+        return
+    table = Table(*(title for title, _ in columns.values()))
+    for row in rows:
+        table.add_row(*cells(columns, row))
+    stdout.print(table)

@@ -1,0 +1,116 @@
+"""`rdsr train`: the training stages, and the course of runs as a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import ThreadsOption, command, counted, stdout
+
+train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
+
+
+def _plot(runs: dict[str, list[Path]], target: Path) -> None:
+    """Draw what the logs hold; without matplotlib, which training itself does not need, there is no picture."""
+    from .benchmarks.errors import BenchmarkError
+    from .benchmarks.training_plot import plot_runs
+
+    with contextlib.suppress(ModuleNotFoundError, BenchmarkError):  # BenchmarkError: no row yet
+        plot_runs(runs, target)
+
+
+def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
+    from .models.checkpoint import read_checkpoint
+    from .models.training.config import TrainConfig
+    from .models.training.errors import TrainingError
+    from .models.training.run import train
+
+    loaded = TrainConfig.load(config, **overrides)
+    if loaded.stage != stage:
+        raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
+    with counted(stage, loaded.iterations) as (progress, task):
+
+        def show(step: int, row: dict[str, Any]) -> None:
+            quality = f", PSNR-Y {row['psnr_y']} dB" if row["psnr_y"] else ""
+            progress.update(task, completed=step, description=f"{stage}: loss {row['loss']}{quality}")
+            if quality:
+                left = float(row["minutes"]) / step * (loaded.iterations - step)
+                progress.console.print(
+                    f"step {step} of {loaded.iterations}, {row['minutes']} minutes, about {left:.0f} left: "
+                    f"loss {row['loss']}{quality}, {float(row['data_wait_share']):.1%} of the time waiting for data"
+                )
+                _plot({stage: [output]}, output / "curve.png")
+
+        result = train(loaded, folder=output, progress=show, **options)
+    _plot({stage: [output]}, output / "curve.png")
+    step = int(json.loads(read_checkpoint(result)[1]["notes"])["iterations"])
+    unfinished = "" if step == loaded.iterations else f"  step {step} of {loaded.iterations}; --resume goes on"
+    stdout.print(f"{result}{unfinished}")
+
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]
+DataOption = Annotated[
+    list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
+]
+RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: checkpoints, log.csv.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
+ValidationOption = Annotated[
+    Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
+]
+InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from (instead of the config's init).")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
+
+
+def _train_command(stage: str, what: str) -> None:
+    """Register `rdsr train STAGE`; the stages take the same options."""
+    config = f"models/training/presets/small-{stage}.toml"
+
+    @train_app.command(stage, help=f"{what}\n\nExample: rdsr train {stage} --config {config} --data photos/ -o runs/{stage}")
+    @command
+    def run(
+        config: ConfigOption,
+        output: RunOption,
+        data: DataOption = None,
+        resume: ResumeOption = False,
+        validation: ValidationOption = None,
+        init: InitOption = None,
+        device: DeviceOption = "auto",
+        threads: ThreadsOption = None,
+        seconds: SecondsOption = None,
+    ) -> None:
+        overrides: dict[str, Any] = {"init": str(init)} if init else {}
+        if data:
+            overrides["data"] = [str(folder) for folder in data]
+        options = {"resume": resume, "validation": validation, "device": device, "threads": threads, "seconds": seconds}
+        _train(stage, config, overrides, output, options)
+
+
+_train_command("stage1", "Stage 1: latent prior encoder and decoder together, L1.")
+_train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
+
+
+@train_app.command()
+@command
+def plot(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="[LABEL=]RUN[,RUN]...", help="Run folders or copies of their log.csv.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+) -> None:
+    """Validation PSNR and loss over time; runs joined by commas follow each other in one curve.
+
+    Example: rdsr train plot small=runs/small-1,runs/small-2 tiny=runs/tiny -o curve.png
+    """
+    from .benchmarks.training_plot import plot_runs
+
+    curves: dict[str, list[Path]] = {}
+    for entry in runs:
+        label, _, paths = entry.rpartition("=")
+        curves[label or paths] = [Path(path) for path in paths.split(",")]
+    plot_runs(curves, output)
+    stdout.print(str(output))

@@ -1,0 +1,73 @@
+"""Growing a network: the same function in a wider and deeper one, and every new weight able to learn."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rdsr.models.errors import CheckpointError
+from rdsr.models.rdsr import RDSR
+from rdsr.models.rdsr.grow import depth_map, grow
+from rdsr.tests.conftest import CONFIG, random_network
+
+LARGER = {"width": 20, "depth": 7, "modulation_depths": (0, 2, 3, 5), "condition_width": 12, "lpe_width": 10}
+
+
+@pytest.mark.parametrize("branches", [CONFIG.branches, ("identity",), ()])
+def test_the_grown_network_computes_the_same(branches: tuple[str, ...]) -> None:
+    old = dataclasses.replace(CONFIG, branches=branches)
+    new = dataclasses.replace(old, **LARGER)
+    network = random_network(old)
+    grown = RDSR(new).eval()
+    grown.load_state_dict(grow(network.state_dict(), old, new))
+    lr, hr, noise = torch.rand(2, 3, 13, 17), torch.rand(2, 3, 52, 68), torch.randn(2, old.latent_size)
+    with torch.no_grad():
+        assert torch.allclose(network(lr, noise), grown(lr, noise), atol=1e-6)
+        assert torch.allclose(network.lpe(lr, hr), grown.lpe(lr, hr), atol=1e-5)
+
+
+def test_what_was_added_learns() -> None:
+    new = dataclasses.replace(CONFIG, **LARGER)
+    torch.manual_seed(0)
+    grown = RDSR(new)
+    grown.load_state_dict(grow(random_network().state_dict(), CONFIG, new))
+    before = {key: value.clone() for key, value in grown.decoder.state_dict().items()}
+    optimizer = torch.optim.SGD(grown.decoder.parameters(), lr=0.1)
+    for _ in range(3):  # what reads a new channel learns first, then what writes it
+        optimizer.zero_grad()
+        grown.decoder(torch.rand(1, 3, 9, 9), torch.randn(1, new.latent_size)).square().mean().backward()
+        optimizer.step()
+    assert [key for key, value in grown.decoder.state_dict().items() if torch.equal(value, before[key])] == []
+
+
+def test_a_stage1_checkpoint_grows_too() -> None:
+    new = dataclasses.replace(CONFIG, **LARGER)
+    tensors = {k: v for k, v in random_network().state_dict().items() if k.startswith(("lpe.", "decoder."))}
+    grown = grow(tensors, CONFIG, new)
+    assert {key.split(".")[0] for key in grown} == {"lpe", "decoder"}
+    missing, unexpected = RDSR(new).load_state_dict(grown, strict=False)
+    assert not unexpected
+    assert {key.split(".")[0] for key in missing} == {"condition_encoder", "denoiser"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 8}, "smaller width"),
+        ({"depth": 3, "modulation_depths": (0, 2)}, "smaller depth"),
+        ({"latent_size": 32}, "latent_size 24 to 32"),
+        ({"scale": 2}, "scale 4 to 2"),
+        ({"depth": 8}, "the modulation that comes to depth 4"),
+    ],
+)
+def test_what_cannot_grow_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        grow(random_network().state_dict(), CONFIG, dataclasses.replace(CONFIG, **changes))
+
+
+def test_blocks_are_spread_and_the_first_stays_first() -> None:
+    assert depth_map(4, 4) == [0, 1, 2, 3]
+    assert depth_map(4, 8) == [0, 2, 4, 6]
+    assert depth_map(1, 9) == [0]
