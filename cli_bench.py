@@ -83,7 +83,7 @@ def crops(
 def prior(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
-    windows: Annotated[list[int] | None, typer.Option(help="Side of local windows in LR pixels; may be repeated.")] = None,
+    windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of windows in LR pixels; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
@@ -93,24 +93,17 @@ def prior(
 
     Example: rdsr bench prior --checkpoint rdsr-small --dataset Kodak24
     """
-    from .benchmarks.datasets import find_dataset
     from .benchmarks.prior import measure_prior
     from .benchmarks.reports import PRIOR_COLUMNS, write_table
-    from .models.registry import load_model, resolve_checkpoint
     from .runtime.cpu import available_threads
 
-    found = find_dataset(dataset, load_model(resolve_checkpoint(checkpoint)).config.scale)
+    used = threads or available_threads()
     with steps_shown("prior") as progress:
         measured = measure_prior(
-            checkpoint,
-            found,
-            windows=windows or (24, 48, 96),
-            seeds=seeds,
-            threads=threads or available_threads(),
-            progress=progress,
+            checkpoint, dataset, windows=windows or (24, 48, 96), seeds=seeds, threads=used, progress=progress
         )
     rows = [dataclasses.asdict(row) for row in measured]
-    report = {"dataset": found.name, "images": len(found.pairs), "checkpoint": checkpoint, "rows": rows}
+    report = {"dataset": dataset.resolve().name, "checkpoint": checkpoint, "threads": used, "rows": rows}
     if output is not None:
         write_table(output, "prior", report, PRIOR_COLUMNS, rows)
     _show(report, PRIOR_COLUMNS, rows, as_json)
@@ -139,7 +132,7 @@ def candidates(
     with steps_shown("candidates") as progress:
         measured = bench.measure_candidates(plan, output, data=data, validation=validation, threads=used, progress=progress)
     columns, rows = candidate_table(measured)
-    report = {"threads": used, "size": [128, 128], "rows": [dataclasses.asdict(row) for row in measured]}
+    report = {"threads": used, "size": [bench.SIZE, bench.SIZE], "rows": [dataclasses.asdict(row) for row in measured]}
     write_table(output, "candidates", report, columns, rows)
     plot_candidates(measured, output / "candidates.png")
     _show(report, columns, rows, as_json)

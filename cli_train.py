@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .console import ThreadsOption, command, counted, stdout
+from .console import ThreadsOption, command, counted, stderr, stdout
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
 
 
-def _plot(runs: dict[str, list[Path]], target: Path) -> None:
-    """Draw what the logs hold; without matplotlib, which training itself does not need, there is no picture."""
+def _plot(stage: str, run: Path) -> None:
+    """Draw the run's log; without matplotlib, which training itself does not need, there is no picture."""
     from .benchmarks.errors import BenchmarkError
     from .benchmarks.training_plot import plot_runs
+    from .runtime.errors import OutputError
 
-    with contextlib.suppress(ModuleNotFoundError, BenchmarkError):  # BenchmarkError: no row yet
-        plot_runs(runs, target)
+    try:
+        plot_runs({stage: [run]}, run / "curve.png")
+    except (ModuleNotFoundError, BenchmarkError):  # BenchmarkError: no row yet
+        pass
+    except OutputError as error:
+        stderr.print(f"rdsr: {error}")
 
 
 def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
@@ -37,16 +41,16 @@ def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, op
         def show(step: int, row: dict[str, Any]) -> None:
             quality = f", PSNR-Y {row['psnr_y']} dB" if row["psnr_y"] else ""
             progress.update(task, completed=step, description=f"{stage}: loss {row['loss']}{quality}")
-            if quality:
+            if quality or step % 1000 == 0:
                 left = float(row["minutes"]) / step * (loaded.iterations - step)
                 progress.console.print(
                     f"step {step} of {loaded.iterations}, {row['minutes']} minutes, about {left:.0f} left: "
                     f"loss {row['loss']}{quality}, {float(row['data_wait_share']):.1%} of the time waiting for data"
                 )
-                _plot({stage: [output]}, output / "curve.png")
+                _plot(stage, output)
 
         result = train(loaded, folder=output, progress=show, **options)
-    _plot({stage: [output]}, output / "curve.png")
+    _plot(stage, output)
     step = int(json.loads(read_checkpoint(result)[1]["notes"])["iterations"])
     unfinished = "" if step == loaded.iterations else f"  step {step} of {loaded.iterations}; --resume goes on"
     stdout.print(f"{result}{unfinished}")
@@ -106,11 +110,14 @@ def plot(
 
     Example: rdsr train plot small=runs/small-1,runs/small-2 tiny=runs/tiny -o curve.png
     """
+    from .benchmarks.errors import BenchmarkError
     from .benchmarks.training_plot import plot_runs
 
     curves: dict[str, list[Path]] = {}
     for entry in runs:
-        label, _, paths = entry.rpartition("=")
+        label, _, paths = ("", "", entry) if Path(entry).exists() else entry.rpartition("=")
+        if (label or paths) in curves:
+            raise BenchmarkError(f"two curves are called {label or paths}")
         curves[label or paths] = [Path(path) for path in paths.split(",")]
     plot_runs(curves, output)
     stdout.print(str(output))

@@ -150,5 +150,6 @@ def counted(title: str, total: int) -> Iterator[tuple[Progress, Any]]:
     """A progress bar on stderr over `total` things, with its task."""
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
+    # Speed over an hour: things that take long, or come a hundred at a time, have no second sample within half a minute.
+    with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet, speed_estimate_period=3600) as progress:
         yield progress, progress.add_task(title, total=total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import logging
+import re
 import statistics
 import time
 import tomllib
@@ -15,11 +16,13 @@ import numpy as np
 
 from ..runtime.engines import BACKENDS, Precision, Session, load_session
 from .errors import BenchmarkError
+from .training_plot import read_log
 
-__all__ = ["CandidateRow", "Plan", "measure_candidates", "read_plan"]
+__all__ = ["SIZE", "CandidateRow", "Plan", "measure_candidates", "read_plan"]
 
 Progress = Callable[[str], None]
-_SIZE = 128
+logger = logging.getLogger(__name__)
+SIZE = 128
 """LR side of the latency measurement: what FINDINGS' and most papers' figures use."""
 
 
@@ -45,11 +48,12 @@ class CandidateRow:
     gflops: float
     """2·MACs at 128×128 LR, 10⁹."""
     psnr_y: float | None
-    """Of the validation set after the budget, dB; None where it is only timed."""
+    """Of the validation set after the budget, dB, in stage 1: z comes from the latent prior encoder, which sees the
+    original. None where the network is only timed."""
     minutes: float | None
     """Of training."""
     latency_ms: dict[str, float]
-    """"engine precision" → median of a whole call at 128×128 LR, uint8 in and out."""
+    """"engine precision" → median of a whole call at 128×128 LR, uint8 in and out; empty where the export did not pass."""
 
 
 def read_plan(path: Path) -> Plan:
@@ -64,6 +68,10 @@ def read_plan(path: Path) -> Plan:
             raise BenchmarkError(f"{path}: {name} must hold one table a network")
     if not tables["candidates"]:
         raise BenchmarkError(f"{path} names no candidates")
+    if both := sorted(set(tables["candidates"]) & set(tables["untrained"])):
+        raise BenchmarkError(f"{path} has {both[0]} among the candidates and the untrained networks")
+    if unfit := [name for table in tables.values() for name in table if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name)]:
+        raise BenchmarkError(f"{path}: {unfit[0]!r} is no name for a run folder; use letters, digits, - and _")
     return Plan(content, **tables)
 
 
@@ -77,21 +85,23 @@ def measure_candidates(
     rounds: int = 15,
     progress: Progress = lambda what: None,
 ) -> list[CandidateRow]:
-    """Train every candidate (stage 1; a run that is there goes on), export all, time them in interleaved rounds.
+    """Train every candidate (stage 1; runs that are there go on or are taken as they are), export all, and time them.
 
-    Raises `TrainingError` for a field that does not fit, whatever export raises, `OutputError` for an unwritable folder.
+    Raises `TrainingError` for a field, data or folder that does not fit and for a run there with another config, and what
+    export raises.
     """
     from ..models.training.config import TrainConfig
     from ..models.training.run import train
 
     shared = plan.training | {"data": tuple(str(d) for d in data), "stage": "stage1"}
-    configs = {name: TrainConfig(**shared, network=sizes) for name, sizes in (plan.candidates | plan.untrained).items()}
+    configs = {
+        name: TrainConfig.from_values(shared | {"network": sizes}, name)
+        for name, sizes in (plan.candidates | plan.untrained).items()
+    }
     for name in plan.candidates:
         progress(f"training {name}")
         run = folder / name
-        if not _finished(run, configs[name].iterations):
-            resume = (run / "state.pt").exists()
-            train(configs[name], run, resume=resume, validation=validation, threads=threads)
+        train(configs[name], run, resume=(run / "state.pt").exists(), validation=validation, threads=threads)
     sessions: dict[tuple[str, str], Session] = {}
     facts = {}
     for name, config in configs.items():
@@ -104,7 +114,7 @@ def measure_candidates(
     latency = _interleaved(sessions, rounds)
     rows = []
     for name in configs:
-        last = _log(folder / name)[-1] if name in plan.candidates else None
+        last = read_log(folder / name)[-1] if name in plan.candidates else None
         rows.append(
             CandidateRow(
                 name=name,
@@ -116,21 +126,6 @@ def measure_candidates(
             )
         )
     return rows
-
-
-def _log(run: Path) -> list[dict[str, str]]:
-    from .training_plot import read_log
-
-    return read_log(run)
-
-
-def _finished(run: Path, iterations: int) -> bool:
-    try:
-        with (run / "log.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
-        return False
-    return bool(rows) and rows[-1]["step"] == str(iterations) and (run / "ema.safetensors").is_file()
 
 
 def _deploy(config: Any, run: Path, threads: int, *, trained: bool) -> tuple[tuple[float, float], dict[str, Session]]:
@@ -148,8 +143,14 @@ def _deploy(config: Any, run: Path, threads: int, *, trained: bool) -> tuple[tup
         network.load_state_dict(read_checkpoint(run / "ema.safetensors")[0], strict=False)
     checkpoint = run / "network.safetensors"
     save_checkpoint(checkpoint, network.state_dict(), "rdsr", network.config.to_dict())
+    facts = network.inference_parameters() / 1e6, _gflops(network)
+    if not network.config.modulation_depths:
+        return facts, {}  # nothing reads the latent prior, so there is no such bundle: export refuses it
     bundle = run / "bundle"
-    export_checkpoint(ExportOptions(checkpoint=checkpoint, output=bundle, force=True))
+    result = export_checkpoint(ExportOptions(checkpoint=checkpoint, output=bundle, force=True))
+    if not result.passed:
+        logger.warning("%s is not timed: its export failed the proof", run.name)
+        return facts, {}
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if cpu.has_bf16() else ("fp32",)
     sessions = {
         f"{backend} {precision}": load_session(bundle / "model.onnx", backend=backend, precision=precision, threads=threads)
@@ -157,7 +158,7 @@ def _deploy(config: Any, run: Path, threads: int, *, trained: bool) -> tuple[tup
         for precision in precisions
         if (backend, precision) != ("onnxruntime", "bf16")
     }
-    return (network.inference_parameters() / 1e6, _gflops(network)), sessions
+    return facts, sessions
 
 
 def _gflops(network: Any) -> float:
@@ -165,14 +166,14 @@ def _gflops(network: Any) -> float:
     total = 0.0
     for key, value in network.fuse().state_dict().items():
         if value.ndim == 4:
-            cells = (_SIZE / network.config.unshuffle) ** 2 if key.startswith("condition_encoder.") else _SIZE**2
+            cells = (SIZE / network.config.unshuffle) ** 2 if key.startswith("condition_encoder.") else SIZE**2
             total += 2 * value.numel() * cells
     return total / 1e9
 
 
 def _interleaved(sessions: dict[tuple[str, str], Session], rounds: int) -> dict[tuple[str, str], float]:
     """Median milliseconds of every session; each round runs every session once, so that drift hits all alike."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, _SIZE, _SIZE, 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
     for index in range(rounds + 2):
         for key, session in sessions.items():

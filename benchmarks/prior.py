@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.metrics import psnr_y
 from ..runtime.pipeline import initial_noise
-from .datasets import Dataset
+from .datasets import find_dataset
 from .errors import BenchmarkError
 
 __all__ = ["PriorRow", "measure_prior"]
@@ -40,7 +41,7 @@ class PriorRow:
 
 def measure_prior(
     checkpoint: str,
-    dataset: Dataset,
+    root: Path,
     *,
     windows: Sequence[int] = (24, 48, 96),
     seeds: int = 10,
@@ -49,16 +50,18 @@ def measure_prior(
 ) -> list[PriorRow]:
     """Rows for whole pictures, local windows of some LR sides, LPE (which sees HR), foreign priors, seeds, and z_T = 0.
 
-    Runs the torch network in float32. Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
+    Windows at the right and bottom edge are smaller where the side does not divide the picture. Runs the torch network in
+    float32. Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
     """
+    if any(side < 1 for side in windows):
+        raise BenchmarkError(f"a window needs at least 1 LR pixel a side, not {min(windows)}")
     import torch
 
     from ..models.registry import load_model, resolve_checkpoint
 
     torch.set_num_threads(threads)
     loaded: Any = load_model(resolve_checkpoint(checkpoint)).network
-    if loaded.scale != dataset.scale:
-        raise BenchmarkError(f"{checkpoint} enlarges ×{loaded.scale}, the data set {dataset.name} is ×{dataset.scale}")
+    dataset = find_dataset(root, loaded.scale)
     network: Any = loaded.fuse()
     pictures = list(dataset)
     noises = {f"seed {seed}": torch.from_numpy(initial_noise(seed, network.latent_size)) for seed in range(seeds)}
@@ -76,7 +79,10 @@ def measure_prior(
 
         def add(name: str, results: Iterable[Rgb]) -> None:
             progress(name)
-            rows.append(_compare(name, list(results), whole, [hr for _, _, hr in pictures], dataset.scale))
+            try:
+                rows.append(_compare(name, list(results), whole, [hr for _, _, hr in pictures], dataset.scale))
+            except ValueError as error:  # a picture of no more than the cropped border
+                raise BenchmarkError(f"a picture of {dataset.name} cannot be measured: {error}") from error
 
         add("whole picture, seed 0", whole)
         for side in windows:
@@ -85,8 +91,9 @@ def measure_prior(
             originals = [torch.from_numpy(to_graph(hr)) for _, _, hr in pictures]
             pairs = zip(tensors, originals, strict=True)
             add("LPE, which sees the original", (_picture(network, lr, loaded.lpe(lr, hr)) for lr, hr in pairs))
-        shifted = own[1:] + own[:1]
-        add("another picture's", (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))
+        if len(pictures) > 1:
+            shifted = own[1:] + own[:1]
+            add("another picture's", (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))
         add("mean over the data set", (_picture(network, lr, mean) for lr in tensors))
         for name in list(noises)[1:]:
             add(name, (_picture(network, lr, prior(lr, name)) for lr in tensors))

@@ -60,7 +60,7 @@ def candidate_table(measured: Sequence[CandidateRow]) -> tuple[Columns, list[dic
         "name": ("candidate", ""),
         "params_m": ("parameters (M)", ".2f"),
         "gflops": ("GFLOP", ".1f"),
-        "psnr_y": ("PSNR-Y", ".3f"),
+        "psnr_y": ("PSNR-Y (stage 1)", ".3f"),
         "minutes": ("minutes", ".1f"),
         **{engine: (f"{engine} (ms)", ".1f") for engine in engines},
     }
@@ -77,12 +77,12 @@ def plot_candidates(measured: Sequence[CandidateRow], target: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for row in measured:
-        if row.psnr_y is not None:
+        if row.psnr_y is not None and row.latency_ms:
             fastest = min(row.latency_ms.values())
             axes.plot(fastest, row.psnr_y, "o", color="C0")
             axes.annotate(row.name, (fastest, row.psnr_y), textcoords="offset points", xytext=(6, -4), fontsize=9)
     axes.set_xlabel("milliseconds at 128×128 LR, fastest engine and precision here")
-    axes.set_ylabel("PSNR-Y of the validation set (dB)")
+    axes.set_ylabel("PSNR-Y of the validation set in stage 1 (dB)")
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()

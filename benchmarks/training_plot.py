@@ -24,7 +24,14 @@ def read_log(path: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"cannot read the log {log}: {getattr(error, 'strerror', None) or error}") from error
-    if not rows or not {"minutes", "pixel", "psnr_y"} <= set(rows[0]):
+    wanted = {"step", "minutes", "pixel", "psnr_y"}
+    if rows and wanted <= set(rows[0]) and any(value is None for value in rows[-1].values()):
+        del rows[-1]  # cut short while it was written
+    try:
+        good = bool(rows) and all(float(row[name]) >= 0 for row in rows for name in wanted if row[name] or name != "psnr_y")
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
         raise BenchmarkError(f"{log} is no log of a training run, or holds no row yet")
     return rows
 
@@ -32,7 +39,8 @@ def read_log(path: Path) -> list[dict[str, str]]:
 def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
     """Write a PNG of one curve a label; the runs of a label follow each other in time (stage 1, stage 2, a finish).
 
-    Above PSNR-Y of the validation set in dB, below the pixel loss, both over minutes of training. Needs matplotlib.
+    Above PSNR-Y of the validation set in dB (in stage 1 with the prior of the LPE, which sees the original), below L1 of the
+    training patches, both over minutes of training. Needs matplotlib.
     Raises `BenchmarkError` for a log that cannot be read, `OutputError` where nothing can be written.
     """
     from matplotlib.figure import Figure
@@ -45,7 +53,7 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
         above.plot(checked, psnr, marker=".", label=label, **style)
         below.plot(minutes, loss, label=label, linewidth=1, **style)
     above.set_ylabel("PSNR-Y of the validation set (dB)")
-    below.set_ylabel("pixel loss")
+    below.set_ylabel("L1 of the training patches")
     below.set_yscale("log")
     below.set_xlabel("minutes of training")
     for axes in (above, below):

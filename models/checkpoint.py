@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import CheckpointError
 
-__all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint"]
+__all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint", "write_whole"]
 
 FORMAT = "rdsr-checkpoint-1"
 EMA_KEYS = ("params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
@@ -155,7 +155,7 @@ def save_checkpoint(
 ) -> None:
     """Write our own format: float32 safetensors, metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
 
-    Written to a temporary name and renamed; whatever stood at `path` survives a failure.
+    Written by `write_whole`.
     """
     metadata = {
         "format": FORMAT,
@@ -163,11 +163,17 @@ def save_checkpoint(
         "config": json.dumps(dict(config), sort_keys=True),
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
     }
+    plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
+    write_whole(path, save(plain, metadata=metadata))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path`, and once that is on the disk take its place; whatever stood there survives an `OSError`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
-        save_file(plain, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

@@ -51,7 +51,12 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["export"], ["verify"], ["info"], ["upscale"], ["train", "stage1"], ["train", "stage2"], ["bench", "quality"]],
+    [
+        [],
+        *([name] for name in ("export", "verify", "info", "upscale")),
+        *(["train", name] for name in ("stage1", "stage2", "plot")),
+        *(["bench", name] for name in ("quality", "crops", "prior", "candidates")),
+    ],
 )
 def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     result = run(*command, "--help")

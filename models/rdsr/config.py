@@ -150,11 +150,11 @@ class RDSRConfig:
 
 
 PRESETS: dict[str, RDSRConfig] = {
-    # The condition encoder shrinks with the decoder: 2 to 3 per cent of its multiplications in each preset.
-    "base": RDSRConfig(
-        width=64, depth=30, modulation_depths=(0, 6, 12, 18, 24), condition_width=128, condition_depth=4, lpe_width=96
-    ),
+    # Chosen by `rdsr bench candidates` (benchmarks/results/candidates.md). Each grows into the next (`grow`): every
+    # modulation of the smaller one comes to a modulated depth of the larger. The condition encoder shrinks with the
+    # decoder: 2 to 3 per cent of its multiplications in each.
+    "base": RDSRConfig(width=64, depth=30, modulation_depths=(0, 5, 10, 15, 21, 26), condition_width=128, lpe_width=96),
     "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
-    "tiny": RDSRConfig(width=32, depth=8, modulation_depths=(0, 4), condition_width=32),
+    "tiny": RDSRConfig(width=48, depth=8, modulation_depths=(0, 3, 6), condition_width=32),
 }
 """Named sizes of the family, ×4; `dataclasses.replace(PRESETS["small"], scale=2)` gives the others."""

@@ -15,7 +15,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """N×R×C → N×R×C with all singular values near 1 (0.7 to 1.2), by Newton–Schulz iteration in float32."""
+    """N×R×C → N×R×C with singular values of 0.7 to 1.2, by Newton–Schulz iteration; the smallest may not get there."""
     a, b, c = _QUINTIC
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
-from ..rdsr.config import RDSRConfig
-from ..rdsr.grow import grow
+from ..rdsr.grow import config_of, grow
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .data import PatchSource
 from .errors import TrainingError
-from .trainer import Trainer
+from .trainer import Trainer, read_state
+from .validation import load_pairs
 
 __all__ = ["train"]
-
-
-def _sizes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> RDSRConfig:
-    """As the metadata has them; shapes do not show every size of a stage-1 checkpoint."""
-    if "config" in metadata:
-        return RDSRConfig.from_dict(json.loads(metadata["config"]))
-    return RDSRConfig.from_shapes({key: tuple(value.shape) for key, value in tensors.items()})
 
 
 def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
@@ -36,8 +27,8 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     wanted = network.state_dict()
     if grown:
         try:
-            tensors = grow(tensors, _sizes(tensors, metadata), network.config)
-        except (CheckpointError, ValueError) as error:
+            tensors = grow(tensors, config_of(tensors, metadata), network)
+        except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     if unknown := [key for key in tensors if key not in wanted]:
         raise CheckpointError(f"{path}: tensor {unknown[0]} belongs to no part of the network that the config describes")
@@ -65,6 +56,8 @@ def train(
 ) -> Path:
     """Run one stage (or a slice of `seconds` of it); returns the checkpoint with the EMA weights.
 
+    A finished run that is to be resumed stays as it is.
+
     Raises `TrainingError` or `CheckpointError` before anything is written where config, data or folder do not fit.
     """
     if not resume and (folder / "state.pt").exists():
@@ -75,25 +68,29 @@ def train(
         raise TrainingError(f"device must be auto, cpu or cuda, not {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device cuda: this machine has no CUDA GPU that PyTorch can use")
+    if config.grow and not (config.init or resume):
+        raise TrainingError("grow starts from a smaller network: name its checkpoint with init in the config or --init")
+    if config.stage == "stage2" and not (config.init or resume):
+        raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
     torch.manual_seed(config.seed)
     network = RDSR(config.network_config())
-    if config.init and not resume:
+    state = read_state(folder, config) if resume else None
+    if state is not None and state["step"] >= config.iterations:
+        return folder / "ema.safetensors"
+    if state is None and config.init:
         _start_from(network, Path(config.init), config.stage, grown=config.grow)
-    elif config.stage == "stage2" and not resume:
-        raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
+    pairs = load_pairs(validation, network.config.scale) if validation else []
+    source = PatchSource(
+        [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot write the run folder {folder}: {error.strerror}") from error
-    source = PatchSource(
-        [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
-    )
-    trainer = Trainer(
-        config, network, source, folder, validation=validation, device=device, threads=threads, progress=progress
-    )
-    if resume:
-        trainer.resume()
     try:
+        trainer = Trainer(config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress)
+        if state is not None:
+            trainer.resume(state)
         trainer.run(seconds)
     except OSError as error:
         raise TrainingError(f"cannot write into {folder}: {error.strerror}; its previous checkpoint is as it was") from error

@@ -26,7 +26,7 @@ class Losses:
 
     total: Tensor
     pixel: Tensor
-    """L1 or mean squared error of pixels in [0, 1], without the frequency term."""
+    """L1 on pixels in [0, 1], whatever the loss is: what the log shows of every run."""
     prior: Tensor
     """L1 between the latent prior of the reverse process and the LPE's; 0 in stage1."""
 
@@ -38,12 +38,13 @@ def _lpe(network: RDSR) -> nn.Module:
 
 
 def picture_loss(sr: Tensor, hr: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """(pixel loss with the frequency term, pixel loss alone) of two N×3×H×W pictures."""
-    pixel = F.l1_loss(sr, hr) if config.pixel_loss == "l1" else F.mse_loss(sr, hr)
-    if not config.frequency_weight:
-        return pixel, pixel.detach()
-    spectrum = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
-    return pixel + config.frequency_weight * spectrum.abs().mean(), pixel.detach()
+    """(pixel loss with the frequency term, L1 on pixels for the log) of two N×3×H×W pictures."""
+    l1 = F.l1_loss(sr, hr)
+    loss = l1 if config.pixel_loss == "l1" else F.mse_loss(sr, hr)
+    if config.frequency_weight:
+        spectrum = torch.view_as_real(torch.fft.rfft2(sr - hr, norm="ortho"))
+        loss = loss + config.frequency_weight * spectrum.abs().mean()
+    return loss, l1.detach()
 
 
 def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:

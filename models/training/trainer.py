@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import io
 import json
 import logging
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import save_checkpoint
+from ..checkpoint import save_checkpoint, write_whole
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .data import PatchSource
 from .errors import TrainingError
 from .muon import Muon
 from .stages import STAGE_PARTS, predict_with, stage_losses
-from .validation import load_pairs, mean_psnr_y
+from .validation import Pair, mean_psnr_y
 
-__all__ = ["Trainer", "cpu_has_bf16"]
+__all__ = ["Trainer", "cpu_has_bf16", "read_state"]
 
 logger = logging.getLogger(__name__)
 MAX_SKIPPED = 50
@@ -49,6 +49,23 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+
+
+def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """The state of the run in `folder`; `TrainingError` where it is missing, damaged, or of another config."""
+    path = folder / "state.pt"
+    if not path.is_file():
+        raise TrainingError(f"there is nothing to resume in {folder}: it has no state.pt")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler raises for a damaged file
+        raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
+    before, now = json.loads(state["config"]), config.to_dict()
+    free = ("checkpoint_minutes", "validate_every", "init", "data")
+    if differ := [k for k in now if k not in free and before.get(k) != now[k]]:
+        changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
+        raise TrainingError(f"{folder} was trained under another config ({changes})")
+    return state
 
 
 def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -81,7 +98,7 @@ class Trainer:
         data: PatchSource,
         folder: Path,
         *,
-        validation: Path | None = None,
+        pairs: Sequence[Pair] = (),
         device: str = "auto",
         threads: int | None = None,
         progress: Callable[[int, dict[str, Any]], None] | None = None,
@@ -102,7 +119,7 @@ class Trainer:
         self.optimizers = _optimizers(self.network, config)
         self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.losses = torch.compile(stage_losses) if config.compile else stage_losses
-        self.pairs = load_pairs(validation, network.config.scale) if validation else []
+        self.pairs = pairs
         self.step = 0
         self.skipped = 0
         self.running_loss: float | None = None
@@ -116,7 +133,7 @@ class Trainer:
     # -- persistence ------------------------------------------------------------------------------------------------
 
     def save(self, elapsed: float) -> None:
-        """Write state and EMA weights, each to a temporary name and renamed: an interruption keeps the previous ones."""
+        """Write EMA weights and state, each whole or not at all: an interruption keeps the previous ones."""
         state = {
             "config": json.dumps(self.config.to_dict()),
             "step": self.step,
@@ -129,36 +146,18 @@ class Trainer:
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        temporary = self.folder / "state.pt.tmp"
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / "state.pt")
-        finally:
-            temporary.unlink(missing_ok=True)
         network_config = self.network.config.to_dict()
         notes = {"stage": self.config.stage, "iterations": str(self.step), "ema_decay": str(self.config.ema_decay)}
         parts = STAGE_PARTS["stage1"] if self.config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"])
         weights = {key: value for key, value in self.ema.items() if key.split(".")[0] in parts}
         save_checkpoint(self.folder / "ema.safetensors", weights, "rdsr", network_config, notes)
+        # The state last: where it says that a run is finished, the result is there.
+        content = io.BytesIO()  # torch's writer turns a full disk into an error of its own kind
+        torch.save(state, content)
+        write_whole(self.folder / "state.pt", content.getvalue())
 
-    def resume(self) -> None:
-        """Continue from `state.pt`; `TrainingError` where it is missing or was written under another config."""
-        path = self.folder / "state.pt"
-        if not path.is_file():
-            raise TrainingError(f"there is nothing to resume in {self.folder}: it has no state.pt")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever the unpickler raises for a damaged file
-            raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
-        before, now = json.loads(state["config"]), self.config.to_dict()
-        free = ("checkpoint_minutes", "validate_every", "init", "data")
-        differ = [k for k in now if k not in free and before.get(k) != now[k]]
-        if differ:
-            changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
-            raise TrainingError(f"{self.folder} was trained under another config ({changes})")
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `read_state` has read; `TrainingError` where the run was trained on other pictures."""
         if state["data"] != self.data.digest:
             raise TrainingError(f"{self.folder} was trained on other pictures than --data names now")
         self.network.load_state_dict(state["network"])
@@ -175,11 +174,13 @@ class Trainer:
         path = self.folder / "log.csv"
         if path.is_file():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, LOG_FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
+                # A row that a kill or a full disk cut short has no last field.
+                rows = [r for r in csv.DictReader(file) if r["psnr_y"] is not None and int(r["step"]) <= self.step]
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, LOG_FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(path, text.getvalue().encode())
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,8 @@ class Trainer:
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
         value = float(losses.total.detach())
-        limit = math.inf if self.running_loss is None or self.step < 200 else config.spike_factor * self.running_loss
+        factor = config.spike_factor ** (2 if config.pixel_loss == "l2" else 1)
+        limit = math.inf if self.running_loss is None or self.step < 200 else factor * self.running_loss
         if math.isfinite(value) and math.isfinite(norm) and value <= limit:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -223,10 +225,10 @@ class Trainer:
             logger.warning("step %d left out: loss %.4g, gradient norm %.4g", self.step, value, norm)
         return {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
 
-    def _row(self, terms: dict[str, float], elapsed: float, validate: bool) -> dict[str, Any]:
+    def _row(self, elapsed: float, validate: bool) -> dict[str, Any]:
         """One row of the log: means since the last row."""
-        count = terms.pop("count")
-        waited, busy = terms.pop("waited"), terms.pop("busy")
+        terms = dict(self.sums)
+        count, waited, busy = (terms.pop(name) for name in ("count", "waited", "busy"))
         row: dict[str, Any] = {k: f"{v / count:.6g}" for k, v in terms.items()}
         row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
         row |= {"data_wait_share": f"{waited / busy:.4f}", "psnr_y": f"{self.validate():.4f}" if validate else ""}
@@ -253,7 +255,7 @@ class Trainer:
         """Train until the configured iterations are done, or for about `seconds`; ends on a checkpoint either way.
 
         The first Ctrl-C ends the step in hand, writes a checkpoint and raises `KeyboardInterrupt`; a second one
-        does not wait, and the previous checkpoint stays.
+        does not wait: the step in hand is lost, and resuming starts from the previous checkpoint.
         """
         with _interrupts_deferred(self):
             self._run(seconds)
@@ -262,7 +264,7 @@ class Trainer:
 
     def _run(self, seconds: float | None) -> None:
         config = self.config
-        (self.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        write_whole(self.folder / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()
@@ -282,10 +284,10 @@ class Trainer:
                     last = self.step == config.iterations
                     validate = bool(self.pairs) and (last or self.step % config.validate_every == 0)
                     if validate or last or self.step % 100 == 0:
-                        row = self._row(self.sums, elapsed, validate)
-                        self.sums = {}
+                        row = self._row(elapsed, validate)
                         log.writerow(row)
                         file.flush()
+                        self.sums = {}
                         if self.progress:
                             self.progress(self.step, row)
                     if now - saved > config.checkpoint_minutes * 60:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from ..degradation import bicubic_downscale, crop_to_multiple
 from .data import read_rgb
 from .errors import TrainingError
 
-__all__ = ["load_pairs", "mean_psnr_y"]
+__all__ = ["Pair", "load_pairs", "mean_psnr_y"]
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""HR and LR, H×W×3 uint8 RGB."""
 
 
 def load_pairs(folder: Path, scale: int) -> list[Pair]:
@@ -41,7 +42,9 @@ def load_pairs(folder: Path, scale: int) -> list[Pair]:
 
 
 @torch.no_grad()
-def mean_psnr_y(predict: Callable[[Tensor, Tensor], Tensor], pairs: list[Pair], scale: int, device: torch.device) -> float:
+def mean_psnr_y(
+    predict: Callable[[Tensor, Tensor], Tensor], pairs: Sequence[Pair], scale: int, device: torch.device
+) -> float:
     """Mean PSNR-Y in dB of `predict(lr, hr)`, both 1×3×H×W in [0, 1], over the pairs; border `scale` cropped."""
 
     def tensor(picture: NDArray[np.uint8]) -> Tensor:

@@ -68,9 +68,27 @@ def test_shipped_plan_fits() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "names no candidates"), ("candidates = 3", "one table a network"), ("[candidates", "cannot read the candidates")],
+    [
+        ("", "names no candidates"),
+        ("candidates = 3", "one table a network"),
+        ("[candidates", "cannot read the candidates"),
+        ("[candidates.a]\n[untrained.a]", "has a among"),
+        ("[candidates.'../a']", "no name for a run folder"),
+    ],
 )
 def test_bad_plans_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(BenchmarkError, match=words):
         read_plan(tmp_path / "plan.toml")
+
+
+def test_fields_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace("width = 8", "widht = 8"))
+    arguments = ["bench", "candidates", "--config", str(tmp_path / "plan.toml"), "--data", str(SAMPLES)]
+    arguments += ["--validation", str(SAMPLES), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "a: network: unknown field widht" in result.stderr
+    (tmp_path / "plan.toml").write_text(PLAN.replace("batch", "bach"))
+    assert "unknown field bach" in CliRunner().invoke(app, arguments).stderr
+    assert not (tmp_path / "out").exists()

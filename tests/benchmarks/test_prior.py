@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rdsr.benchmarks.datasets import find_dataset
 from rdsr.benchmarks.prior import measure_prior
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
@@ -15,10 +14,7 @@ from rdsr.export.cases import SAMPLES
 
 def test_rows_tell_what_changes(checkpoint: Path) -> None:
     """The random network of these tests listens to its prior, so other priors give other pictures."""
-    rows = {
-        row.prior: row
-        for row in measure_prior(str(checkpoint), find_dataset(SAMPLES, 4), windows=(16, 4096), seeds=2, threads=2)
-    }
+    rows = {row.prior: row for row in measure_prior(str(checkpoint), SAMPLES, windows=(16, 4096), seeds=2, threads=2)}
     base = rows["whole picture, seed 0"]
     assert (base.change_db, base.largest_difference, base.changed_pixels) == (0, 0, 0)
     one_window = rows["windows of 4096×4096 LR pixels"]
@@ -43,7 +39,7 @@ def test_windows_meet_without_seams_where_the_prior_is_not_read(checkpoint: Path
 
     monkeypatch.setattr(Modulation, "forward", lambda self, x, z: x)
     with torch.no_grad():
-        rows = measure_prior(str(checkpoint), find_dataset(SAMPLES, 4), windows=(7,), seeds=1, threads=2)
+        rows = measure_prior(str(checkpoint), SAMPLES, windows=(7,), seeds=1, threads=2)
     windows = next(row for row in rows if row.prior.startswith("windows"))
     assert windows.largest_difference <= 1  # a value half-way between two levels may round either way
     assert windows.changed_pixels < 1e-4

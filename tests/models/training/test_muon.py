@@ -9,12 +9,12 @@ from torch import nn
 from rdsr.models.training.muon import Muon, orthogonalise
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 16, 8), (1, 5, 5)])
+@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 96, 48), (1, 48, 432)])
 def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(shape) * torch.logspace(-3, 3, shape[0])[:, None, None]
-    values = torch.linalg.svdvals(orthogonalise(matrices, steps=10))
-    assert values.min() > 0.5
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.3
     assert values.max() < 1.3
 
 

@@ -191,6 +191,13 @@ def test_a_damaged_state_is_named(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="grow starts from a smaller network"):
+        run_on(pictures, dataclasses.replace(STAGE1, grow=True), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"validation folder .* holds no"):
+        run_on(pictures, STAGE1, tmp_path / "run", validation=tmp_path)
+    with pytest.raises(TrainingError, match="does not exist"):
+        train(dataclasses.replace(STAGE1, data=("nowhere",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing is written before all fits"
     with pytest.raises(TrainingError, match="nothing to train on"):
         train(STAGE1, tmp_path / "run")
     with pytest.raises(TrainingError, match="device must be"):
@@ -203,19 +210,26 @@ def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> N
         run_on(pictures, dataclasses.replace(STAGE1, init=str(tmp_path / "other.safetensors")), tmp_path / "run")
 
 
-def test_failed_checkpoint_keeps_the_previous_one(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+@pytest.mark.parametrize("name", ["state.pt", "ema.safetensors", "config.json"])
+def test_a_full_disk_keeps_the_previous_checkpoint(pictures: Path, tmp_path: Path, name: str) -> None:
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
-    before = (tmp_path / "run" / "state.pt").read_bytes()
-
-    def full(state: object, file: object) -> None:
-        file.write(b"half a checkpoint")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.csv"}
+    (tmp_path / "run" / f"{name}.tmp").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match="No space left"):
-        run_on(pictures, STAGE1, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+        run_on(pictures, STAGE1, tmp_path / "run", resume=True, seconds=1e-9)
+    assert (tmp_path / "run" / name).read_bytes() == before[name]
     assert not list((tmp_path / "run").glob("*.tmp"))
+    run_on(pictures, STAGE1, tmp_path / "run", resume=True)
+
+
+def test_a_log_cut_short_does_not_stop_resuming(pictures: Path, tmp_path: Path) -> None:
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9, validation=pictures.parent)
+    with (tmp_path / "run" / "log.csv").open("a") as file:
+        file.write("8,0.0")
+    run_on(pictures, STAGE1, tmp_path / "run", resume=True, validation=pictures.parent)
+    with (tmp_path / "run" / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["8", "16", "24"]
 
 
 def test_resume_under_another_config_names_the_fields(pictures: Path, tmp_path: Path) -> None:
@@ -281,7 +295,7 @@ def test_shipped_presets_are_valid() -> None:
     assert configs
     for path in configs:
         config = TrainConfig.load(path)
-        assert path.name == f"{config.preset}-{config.stage}.toml"
+        assert path.name == f"{config.preset}-{'grown' if config.grow else config.stage}.toml"
 
 
 def test_train_commands(pictures: Path, tmp_path: Path) -> None:
