@@ -29,11 +29,11 @@ def _plot(stage: str, run: Path) -> None:
 
 def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, options: dict[str, Any]) -> None:
     from .models.checkpoint import read_checkpoint
-    from .models.training.config import TrainConfig
+    from .models.training.config import TrainConfig, find_config
     from .models.training.errors import TrainingError
     from .models.training.run import train
 
-    loaded = TrainConfig.load(config, **overrides)
+    loaded = TrainConfig.load(find_config(config), **overrides)
     if loaded.stage != stage:
         raise TrainingError(f"{config} describes {loaded.stage}, not {stage}")
     with counted(stage, loaded.iterations) as (progress, task):
@@ -56,7 +56,9 @@ def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, op
     stdout.print(f"{result}{unfinished}")
 
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="TOML file of the stage; see models/training/presets.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="TOML file of the stage, or a preset: small-stage1, small-stage2, …")
+]
 DataOption = Annotated[
     list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
 ]
@@ -72,9 +74,10 @@ SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after abo
 
 def _train_command(stage: str, what: str) -> None:
     """Register `rdsr train STAGE`; the stages take the same options."""
-    config = f"models/training/presets/small-{stage}.toml"
+    first = " --init runs/stage1/ema.safetensors" if stage == "stage2" else ""
+    example = f"rdsr train {stage} --config small-{stage} --data photos/{first} -o runs/{stage}"
 
-    @train_app.command(stage, help=f"{what}\n\nExample: rdsr train {stage} --config {config} --data photos/ -o runs/{stage}")
+    @train_app.command(stage, help=f"{what}\n\nExample: {example}")
     @command
     def run(
         config: ConfigOption,

@@ -11,11 +11,17 @@ from typing import Any
 from ..rdsr.config import PRESETS, RDSRConfig
 from .errors import TrainingError
 
-__all__ = ["STAGES", "TrainConfig"]
+__all__ = ["STAGES", "TrainConfig", "find_config"]
 
 STAGES = ("stage1", "stage2")
 OPTIMIZERS = ("muon", "adam")
 PIXEL_LOSSES = ("l1", "l2")
+
+
+def find_config(name: Path) -> Path:
+    """A file of that name if there is one, else the shipped preset ("small-stage1"), else the name as a path."""
+    preset = Path(__file__).parent / "presets" / f"{name}.toml"
+    return name if name.is_file() or not preset.is_file() else preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

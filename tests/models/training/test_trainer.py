@@ -21,7 +21,7 @@ from rdsr.cli import app
 from rdsr.models.errors import CheckpointError
 from rdsr.models.registry import load_model
 from rdsr.models.training import trainer as trainer_module
-from rdsr.models.training.config import TrainConfig
+from rdsr.models.training.config import TrainConfig, find_config
 from rdsr.models.training.errors import TrainingError
 from rdsr.models.training.run import train
 
@@ -289,13 +289,23 @@ def test_bad_configs_are_named(tmp_path: Path, text: str, words: str) -> None:
         TrainConfig.load(tmp_path / "config.toml")
 
 
+def test_presets_are_found_by_name_and_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TrainConfig.load(find_config(Path("tiny-stage2"))).preset == "tiny"
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-stage2").write_text("")
+    assert find_config(Path("tiny-stage2")) == Path("tiny-stage2")
+    with pytest.raises(TrainingError, match="cannot read the config huge-stage1"):
+        TrainConfig.load(find_config(Path("huge-stage1")))
+
+
 def test_shipped_presets_are_valid() -> None:
     folder = Path(trainer_module.__file__).parent / "presets"
     configs = sorted(folder.glob("*.toml"))
     assert configs
     for path in configs:
         config = TrainConfig.load(path)
-        assert path.name == f"{config.preset}-{'grown' if config.grow else config.stage}.toml"
+        step = "grown" if config.grow else "finish" if config.pixel_loss == "l2" else config.stage
+        assert path.name == f"{config.preset}-{step}.toml"
 
 
 def test_train_commands(pictures: Path, tmp_path: Path) -> None:
