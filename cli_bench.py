@@ -123,6 +123,8 @@ def candidates(
 
     Example: rdsr bench candidates --config benchmarks/candidates.toml --data photos/ --validation Kodak24 -o runs/candidates
     """
+    import matplotlib.figure  # noqa: F401  # what is missing shows before the training, not after
+
     from .benchmarks import candidates as bench
     from .benchmarks.reports import candidate_table, plot_candidates, write_table
     from .runtime.cpu import available_threads

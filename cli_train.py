@@ -62,7 +62,7 @@ ConfigOption = Annotated[
 DataOption = Annotated[
     list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
 ]
-RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: checkpoints, log.csv.")]
+RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: weights, state, config, log.csv, curve.png.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 ValidationOption = Annotated[
     Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
@@ -90,14 +90,17 @@ def _train_command(stage: str, what: str) -> None:
         threads: ThreadsOption = None,
         seconds: SecondsOption = None,
     ) -> None:
+        from .runtime.cpu import available_threads
+
         overrides: dict[str, Any] = {"init": str(init)} if init else {}
         if data:
             overrides["data"] = [str(folder) for folder in data]
-        options = {"resume": resume, "validation": validation, "device": device, "threads": threads, "seconds": seconds}
+        options = {"resume": resume, "validation": validation, "device": device, "seconds": seconds}
+        options["threads"] = threads or available_threads()
         _train(stage, config, overrides, output, options)
 
 
-_train_command("stage1", "Stage 1: latent prior encoder and decoder together, L1.")
+_train_command("stage1", "Stage 1: latent prior encoder and decoder together.")
 _train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
 
 
@@ -118,9 +121,13 @@ def plot(
 
     curves: dict[str, list[Path]] = {}
     for entry in runs:
-        label, _, paths = ("", "", entry) if Path(entry).exists() else entry.rpartition("=")
-        if (label or paths) in curves:
-            raise BenchmarkError(f"two curves are called {label or paths}")
-        curves[label or paths] = [Path(path) for path in paths.split(",")]
+        if Path(entry).exists():
+            label, paths = entry, [entry]
+        else:
+            name, equals, listed = entry.partition("=")
+            label, paths = name, (listed if equals else name).split(",")
+        if label in curves:
+            raise BenchmarkError(f"two curves are called {label}")
+        curves[label] = [Path(path) for path in paths]
     plot_runs(curves, output)
     stdout.print(str(output))

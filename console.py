@@ -48,7 +48,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
 # No markup: file names and bundles may hold square brackets.

@@ -23,7 +23,7 @@ __all__ = ["SIZE", "CandidateRow", "Plan", "measure_candidates", "read_plan"]
 Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 SIZE = 128
-"""LR side of the latency measurement: what FINDINGS' and most papers' figures use."""
+"""LR side of the latency measurement: 512×512 pixels out at ×4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ class CandidateRow:
     minutes: float | None
     """Of training."""
     latency_ms: dict[str, float]
-    """"engine precision" → median of a whole call at 128×128 LR, uint8 in and out; empty where the export did not pass."""
+    """"engine precision" → median of a whole call at 128×128 LR, uint8 in and out; empty where the export did not
+    pass, and without modulation, where nothing reads the latent prior and there is no bundle."""
 
 
 def read_plan(path: Path) -> Plan:
@@ -66,6 +67,8 @@ def read_plan(path: Path) -> Plan:
     for name, table in tables.items():
         if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
             raise BenchmarkError(f"{path}: {name} must hold one table a network")
+    if fixed := sorted({"stage", "data", "network"} & set(content)):
+        raise BenchmarkError(f"{path}: {fixed[0]} is not for the plan to say")
     if not tables["candidates"]:
         raise BenchmarkError(f"{path} names no candidates")
     if both := sorted(set(tables["candidates"]) & set(tables["untrained"])):

@@ -55,6 +55,8 @@ def measure_prior(
     """
     if any(side < 1 for side in windows):
         raise BenchmarkError(f"a window needs at least 1 LR pixel a side, not {min(windows)}")
+    if seeds < 1:
+        raise BenchmarkError(f"at least 1 seed is needed, not {seeds}")
     import torch
 
     from ..models.registry import load_model, resolve_checkpoint

@@ -28,7 +28,8 @@ def read_log(path: Path) -> list[dict[str, str]]:
     if rows and wanted <= set(rows[0]) and any(value is None for value in rows[-1].values()):
         del rows[-1]  # cut short while it was written
     try:
-        good = bool(rows) and all(float(row[name]) >= 0 for row in rows for name in wanted if row[name] or name != "psnr_y")
+        cells = [row[name] for row in rows for name in wanted if row[name] or name in ("step", "minutes")]
+        good = bool(rows) and all(float(cell) >= 0 for cell in cells)
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:
@@ -75,7 +76,7 @@ def course(paths: Sequence[Path]) -> tuple[list[float], list[float], list[float]
         for row in read_log(path):
             now = before + float(row["minutes"])
             minutes.append(now)
-            loss.append(float(row["pixel"]))
+            loss.append(float(row["pixel"] or "nan"))  # empty where every step was left out
             if row["psnr_y"]:
                 checked.append(now)
                 psnr.append(float(row["psnr_y"]))

@@ -152,7 +152,7 @@ class RDSRConfig:
 PRESETS: dict[str, RDSRConfig] = {
     # Chosen by `rdsr bench candidates` (benchmarks/results/candidates.md). Each grows into the next (`grow`): every
     # modulation of the smaller one comes to a modulated depth of the larger. The condition encoder shrinks with the
-    # decoder: 2 to 3 per cent of its multiplications in each.
+    # decoder: 1 to 2 per cent of its multiplications in each.
     "base": RDSRConfig(width=64, depth=30, modulation_depths=(0, 5, 10, 15, 21, 26), condition_width=128, lpe_width=96),
     "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
     "tiny": RDSRConfig(width=48, depth=8, modulation_depths=(0, 3, 6), condition_width=32),

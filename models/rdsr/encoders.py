@@ -69,9 +69,10 @@ class Standardise(nn.Module):
         mean, variance = z.mean(dim=0), z.var(dim=0, unbiased=False)
         with torch.no_grad():
             rate = (1 / (self.batches + 1)).clamp(min=self.momentum)
-            self.mean.lerp_(mean.detach(), rate)
-            self.variance.lerp_(variance.detach(), rate)
-            self.batches.add_(1)
+            finite = torch.isfinite(mean).all() & torch.isfinite(variance).all()  # a step that is left out leaves no trace
+            self.mean.copy_(torch.where(finite, self.mean.lerp(mean, rate), self.mean))
+            self.variance.copy_(torch.where(finite, self.variance.lerp(variance, rate), self.variance))
+            self.batches.add_(finite)
             scale = ((variance + 1e-6) / (self.variance + 1e-6)).sqrt()
             shift = (mean - self.mean) / (self.variance + 1e-6).sqrt()
         # In value this is the running statistics' result; its gradient is that of the batch's own.

@@ -122,9 +122,11 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
                 refuse(name, f"a {'whole ' if whole else ''}number from {low} to {high}")
         try:
-            self.network_config()
+            network = self.network_config()
         except ValueError as error:
             raise TrainingError(f"network: {error}") from error
+        if not network.lpe_depth:
+            raise TrainingError("network: lpe_depth must be at least 1, training needs a latent prior encoder")
 
     def network_config(self) -> RDSRConfig:
         """The preset with `network`'s changes; `ValueError` for fields that do not fit."""

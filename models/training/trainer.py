@@ -57,15 +57,17 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingError(f"there is nothing to resume in {folder}: it has no state.pt")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler raises for a damaged file
         raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not {"config", "step", "data", "network", "ema"} <= set(state):
+        raise TrainingError(f"{path} is damaged: it is no state of a training run")
     before, now = json.loads(state["config"]), config.to_dict()
     free = ("checkpoint_minutes", "validate_every", "init", "data")
     if differ := [k for k in now if k not in free and before.get(k) != now[k]]:
         changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
         raise TrainingError(f"{folder} was trained under another config ({changes})")
-    return state
+    return dict(state)
 
 
 def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -223,13 +225,15 @@ class Trainer:
             self.skipped += 1
             self.skipped_in_a_row += 1
             logger.warning("step %d left out: loss %.4g, gradient norm %.4g", self.step, value, norm)
-        return {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
+            return {}
+        terms = {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
+        return {"count": 1, **terms}
 
     def _row(self, elapsed: float, validate: bool) -> dict[str, Any]:
-        """One row of the log: means since the last row."""
+        """One row of the log: means over the steps since the last row that were not left out."""
         terms = dict(self.sums)
-        count, waited, busy = (terms.pop(name) for name in ("count", "waited", "busy"))
-        row: dict[str, Any] = {k: f"{v / count:.6g}" for k, v in terms.items()}
+        count, waited, busy = (terms.pop(name, 0) for name in ("count", "waited", "busy"))
+        row: dict[str, Any] = dict.fromkeys(LOG_FIELDS, "") | {k: f"{v / count:.6g}" for k, v in terms.items()}
         row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
         row |= {"data_wait_share": f"{waited / busy:.4f}", "psnr_y": f"{self.validate():.4f}" if validate else ""}
         return row
@@ -241,7 +245,7 @@ class Trainer:
         got = time.monotonic()
         self.between_steps = False
         terms = self._train_step(batch)
-        terms |= {"count": 1, "waited": got - before, "busy": time.monotonic() - before}
+        terms |= {"waited": got - before, "busy": time.monotonic() - before}
         self.sums = {k: self.sums.get(k, 0.0) + v for k, v in terms.items()}
         self.step += 1
         self.between_steps = True

@@ -70,6 +70,7 @@ def test_shipped_plan_fits() -> None:
     ("text", "words"),
     [
         ("", "names no candidates"),
+        ("stage = 'stage2'", "stage is not for the plan to say"),
         ("candidates = 3", "one table a network"),
         ("[candidates", "cannot read the candidates"),
         ("[candidates.a]\n[untrained.a]", "has a among"),

@@ -157,6 +157,22 @@ def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: p
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["skipped"] == 1
 
 
+def test_a_nan_in_the_network_leaves_no_trace(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the weights, nor in the running statistics of the latent prior, nor in the log."""
+    original = trainer_module.stage_losses
+
+    def poisoned(network, config, lr, hr, noise):
+        poisoned.calls += 1
+        return original(network, config, lr, hr * float("nan") if poisoned.calls == 5 else hr, noise)
+
+    poisoned.calls = 0
+    monkeypatch.setattr(trainer_module, "stage_losses", poisoned)
+    weights = load_file(run_on(pictures, STAGE1, tmp_path / "run", validation=pictures.parent))
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["skipped"] == 1
+    assert all(bool(torch.isfinite(v).all()) for v in weights.values())
+    assert all(np.isfinite(float(loss)) for loss in losses(tmp_path / "run"))
+
+
 def test_finite_spikes_are_left_out_and_divergence_stops_the_run(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +295,7 @@ def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: 
             "modulation_depths must be a list",
         ),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nbeta_start = 'x'", "beta_start"),
+        ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\n[network]\nlpe_depth = 0", "lpe_depth must be at least 1"),
         ("stage = 'stage1'\npreset = 'tiny'\niterations = 5\ndata = [3]", "data must be a list of folders"),
         ("stage = ", "not valid TOML"),
     ],
