@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.engines import BACKENDS, Precision, Session, load_session
+from ..runtime.engines import BACKENDS, Precision, Session, load_session, supported_precisions
 from .errors import BenchmarkError
 from .training_plot import read_log
 
@@ -154,12 +154,12 @@ def _deploy(config: Any, run: Path, threads: int, *, trained: bool) -> tuple[tup
     if not result.passed:
         logger.warning("%s is not timed: its export failed the proof", run.name)
         return facts, {}
-    precisions: tuple[Precision, ...] = ("fp32", "bf16") if cpu.has_bf16() else ("fp32",)
+    runnable: tuple[Precision, ...] = ("fp32", "bf16") if cpu.has_bf16() else ("fp32",)
     sessions = {
         f"{backend} {precision}": load_session(bundle / "model.onnx", backend=backend, precision=precision, threads=threads)
         for backend in BACKENDS
-        for precision in precisions
-        if (backend, precision) != ("onnxruntime", "bf16")
+        for precision in runnable
+        if precision in supported_precisions(backend)
     }
     return facts, sessions
 

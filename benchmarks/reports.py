@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.files import atomic_write, dump_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .candidates import CandidateRow
 
-__all__ = ["PRIOR_COLUMNS", "QUALITY_COLUMNS", "Columns", "candidate_table", "cells", "plot_candidates", "write_table"]
+__all__ = [
+    "PRIOR_COLUMNS",
+    "QUALITY_COLUMNS",
+    "Columns",
+    "candidate_table",
+    "cells",
+    "plot_candidates",
+    "write_figure",
+    "write_table",
+]
 
 Columns = Mapping[str, tuple[str, str]]
 """Key of a row → title of its column and how its values are formatted."""
@@ -85,6 +96,11 @@ def plot_candidates(measured: Sequence[CandidateRow], target: Path) -> None:
     axes.set_ylabel("PSNR-Y of the validation set in stage 1 (dB)")
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
+    write_figure(figure, target)
+
+
+def write_figure(figure: Figure, target: Path) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all. Raises `OutputError`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     atomic_write(target, buffer.getvalue())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import atomic_write
 from .errors import BenchmarkError
+from .reports import write_figure
 
 __all__ = ["course", "plot_runs", "read_log"]
 
@@ -60,9 +59,7 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
     for axes in (above, below):
         axes.grid(alpha=0.3)
     above.legend(loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    atomic_write(target, buffer.getvalue())
+    write_figure(figure, target)
 
 
 def course(paths: Sequence[Path]) -> tuple[list[float], list[float], list[float], list[float]]:

@@ -20,6 +20,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "LoadedModel",
+    "config_from_metadata",
     "find_architecture",
     "load_model",
     "resolve_checkpoint",
@@ -137,8 +138,11 @@ def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = No
 
 def _config(architecture: Architecture, shapes: Shapes, metadata: Mapping[str, str]) -> Any:
     read = architecture.config_from_shapes(shapes)  # says clearly what is missing, also where metadata exists
-    if "config" not in metadata:
-        return read
+    return config_from_metadata(architecture, metadata) if "config" in metadata else read
+
+
+def config_from_metadata(architecture: Architecture, metadata: Mapping[str, str]) -> Any:
+    """Sizes as our own checkpoints' metadata have them under `config`; `CheckpointError` where they do not fit."""
     try:
         return architecture.config_from_dict(json.loads(metadata["config"]))
     except (ValueError, TypeError, AttributeError) as error:

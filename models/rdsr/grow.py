@@ -6,7 +6,6 @@ costs almost four of `small`, and most of the way up is the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +15,7 @@ from ..errors import CheckpointError
 from .config import RDSRConfig
 from .network import RDSR
 
-__all__ = ["config_of", "depth_map", "grow"]
+__all__ = ["depth_map", "grow"]
 
 _GROWING = ("width", "condition_width", "lpe_width", "depth")
 
@@ -24,19 +23,6 @@ _GROWING = ("width", "condition_width", "lpe_width", "depth")
 def depth_map(old: int, new: int) -> list[int]:
     """Index in the deeper body of each of the `old` blocks, spread evenly over `new`; the first stays the first."""
     return [index * new // old for index in range(old)]
-
-
-def config_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> RDSRConfig:
-    """Sizes from the metadata, since shapes do not show every size of a stage-1 checkpoint; from the shapes without it.
-
-    Raises `CheckpointError` for metadata that does not fit.
-    """
-    if "config" not in metadata:
-        return RDSRConfig.from_shapes({key: tuple(value.shape) for key, value in tensors.items()})
-    try:
-        return RDSRConfig.from_dict(json.loads(metadata["config"]))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the config in the metadata does not fit rdsr: {error}") from error
 
 
 def grow(tensors: Mapping[str, Tensor], old: RDSRConfig, network: RDSR) -> dict[str, Tensor]:

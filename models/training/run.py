@@ -10,8 +10,10 @@ import torch
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
-from ..rdsr.grow import config_of, grow
+from ..rdsr.config import RDSRConfig
+from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
+from ..registry import ARCHITECTURES, config_from_metadata
 from .config import TrainConfig
 from .data import PatchSource
 from .errors import TrainingError
@@ -27,7 +29,12 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     wanted = network.state_dict()
     if grown:
         try:
-            tensors = grow(tensors, config_of(tensors, metadata), network)
+            # Shapes do not show every size of a stage-1 checkpoint, so the metadata comes first.
+            if "config" in metadata:
+                smaller: RDSRConfig = config_from_metadata(ARCHITECTURES["rdsr"], metadata)
+            else:
+                smaller = RDSRConfig.from_shapes({key: tuple(value.shape) for key, value in tensors.items()})
+            tensors = grow(tensors, smaller, network)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     if unknown := [key for key in tensors if key not in wanted]:

@@ -121,6 +121,10 @@ def test_a_larger_network_starts_from_a_smaller_one(pictures: Path, tmp_path: Pa
             return float(list(csv.DictReader(file))[-1]["psnr_y"])
 
     assert last_psnr("two") == pytest.approx(last_psnr("one"), abs=1e-3)
+    second = run_on(pictures, dataclasses.replace(STAGE2, init=str(first)), tmp_path / "deployable")
+    save_file(load_file(second), tmp_path / "bare.safetensors")  # no metadata: sizes are read off the shapes
+    larger["init"] = str(tmp_path / "bare.safetensors")
+    run_on(pictures, dataclasses.replace(STAGE1, **larger, grow=True), tmp_path / "three")
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
