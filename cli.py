@@ -15,6 +15,7 @@ from .cli_bench import bench_app
 from .cli_train import train_app
 from .console import (
     FAILED,
+    GATE_NOT_MET,
     BackendOption,
     JsonOption,
     PrecisionOption,
@@ -24,6 +25,7 @@ from .console import (
     counted,
     exit_code_of,
     print_json,
+    quantization_tables,
     stderr,
     stdout,
     steps_shown,
@@ -50,7 +52,16 @@ app.add_typer(bench_app, name="bench")
 def export(
     checkpoint: Annotated[str, typer.Argument(help="safetensors or .pth file, or a shipped model's name (rdsr-small).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
-    precision: Annotated[str | None, typer.Option(help="Comma list of fp32,bf16; default: all this CPU can prove.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Comma list of fp32,bf16,int8; default: all this CPU can prove.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of pictures for int8 (a data set, or plain pictures).")
+    ] = None,
+    max_psnr_drop: Annotated[float, typer.Option(min=0, help="What int8 may cost against fp32, in dB PSNR-Y.")] = 0.05,
+    post_training: Annotated[
+        bool, typer.Option("--post-training", help="Quantize anew, even if the checkpoint went through `train qat`.")
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="T of the reverse process; default: the checkpoint's.")
     ] = None,
@@ -64,7 +75,7 @@ def export(
 ) -> None:
     """Turn a trained checkpoint into a verified bundle.
 
-    Example: rdsr export rdsr-small.safetensors -o rdsr-small.bundle --precision fp32,bf16
+    Example: rdsr export rdsr-small.safetensors -o rdsr-small.bundle --precision fp32,int8
     """
     from .export.staging import check_target
 
@@ -76,6 +87,9 @@ def export(
         checkpoint=resolve_checkpoint(checkpoint),
         output=output,
         precisions=None if precision is None else tuple(p.strip() for p in precision.split(",") if p.strip()),
+        calibration=calibration,
+        max_psnr_drop=max_psnr_drop,
+        post_training=post_training,
         arch=arch,
         key_map=key_map,
         steps=steps,
@@ -90,6 +104,8 @@ def export(
     if as_json:
         print_json(report)
     else:
+        for table in quantization_tables(report["quantization"]) if result.quantization else []:
+            stdout.print(table)
         stdout.print(variant_table(report))
         fusion = report["fusion"]
         stdout.print(
@@ -101,6 +117,12 @@ def export(
         failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
         fate = f"kept as {result.output}" if result.kept else "not written (--keep-failed keeps it)"
         stderr.quiet = False
+        if result.only_gate_failed:
+            drop = result.quantization["remedies"][-1]["psnr_drop_db"] if result.quantization else None
+            stderr.print(
+                f"rdsr: int8 loses {drop} dB, more than the {max_psnr_drop} allowed; the bundle was {fate}", style="red"
+            )
+            raise typer.Exit(GATE_NOT_MET)
         stderr.print(f"rdsr: the bundle failed its proof ({', '.join(failed)}) and was {fate}", style="red")
         raise typer.Exit(FAILED)
 

@@ -25,6 +25,9 @@ def quality(
     checkpoint: Annotated[
         list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
     ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
+    ] = False,
     with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
@@ -37,7 +40,7 @@ def quality(
     Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
     """
     from .benchmarks import quality as bench
-    from .benchmarks.reports import QUALITY_COLUMNS, write_table
+    from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
 
     candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
     candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
@@ -46,12 +49,63 @@ def quality(
         candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
     if with_bicubic:
         candidates.append(bench.bicubic(candidates[0].scale))
+    against = {}
+    if drop:
+        named: list[str | None] = [*bundle] if bundle else [None]
+        references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
+        against = {reference.model: reference for reference in references}
     with steps_shown("quality") as progress:
-        rows = [dataclasses.asdict(row) for row in bench.quality(candidates, [*dataset, *(more or [])], progress)]
+        measured = bench.quality(candidates, [*dataset, *(more or [])], progress, against)
+    rows = [dataclasses.asdict(row) for row in measured]
     report = rows[0] if len(rows) == 1 else {"rows": rows}
+    columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
     if output is not None:
-        write_table(output, "quality", report, QUALITY_COLUMNS, rows)
-    _show(report, QUALITY_COLUMNS, rows, as_json)
+        write_table(output, "quality", report, columns, rows)
+    _show(report, columns, rows, as_json)
+
+
+def _sizes(given: list[str] | None) -> list[tuple[int, int]]:
+    """ "128x128" → (128, 128)."""
+    from .benchmarks.errors import BenchmarkError
+
+    sizes = []
+    for text in given or ["128x128", "272x480"]:
+        height, _, width = text.lower().partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise BenchmarkError(f"a size is HEIGHTxWIDTH in LR pixels, like 272x480, not {text!r}")
+        sizes.append((int(height), int(width)))
+    return sizes
+
+
+@bench_app.command()
+@command
+def int8(
+    model: Annotated[
+        str, typer.Option("--model", help="Checkpoint, shipped model's name, or a preset (base) for random weights.")
+    ] = "base",
+    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Timed rounds.")] = 10,
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for int8.json and int8.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """int8 against fp32 on both engines, against a bare stack of int8 convolutions, and from array to array.
+
+    Example: rdsr bench int8 --model base --threads 2
+    """
+    from .benchmarks.int8 import measure_int8
+    from .benchmarks.reports import INT8_COLUMNS, write_table
+    from .runtime import cpu
+
+    sizes = _sizes(size)
+    with steps_shown("int8") as progress:
+        measured = measure_int8(model, sizes=sizes, threads=threads, rounds=rounds, progress=progress)
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = {"cpu": cpu.cpu_name(), "isa": cpu.instruction_set(), "isa_cap": cpu.isa_cap(), "rows": rows}
+    shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
+    if output is not None:
+        write_table(output, "int8", report, INT8_COLUMNS, shown)
+    _show(report, INT8_COLUMNS, shown, as_json)
 
 
 @bench_app.command()

@@ -67,15 +67,19 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run i
 ValidationOption = Annotated[
     Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
 ]
-InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from (instead of the config's init).")]
+InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from, or a shipped model's name.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
 
 
 def _train_command(stage: str, what: str) -> None:
     """Register `rdsr train STAGE`; the stages take the same options."""
-    first = " --init runs/stage1/ema.safetensors" if stage == "stage2" else ""
-    example = f"rdsr train {stage} --config small-{stage} --data photos/{first} -o runs/{stage}"
+    config, init = {
+        "stage1": ("small-stage1", ""),
+        "stage2": ("small-stage2", " --init runs/stage1/ema.safetensors"),
+        "qat": ("qat", " --init rdsr-small"),
+    }[stage]
+    example = f"rdsr train {stage} --config {config} --data photos/{init} -o runs/{stage}"
 
     @train_app.command(stage, help=f"{what}\n\nExample: {example}")
     @command
@@ -102,6 +106,9 @@ def _train_command(stage: str, what: str) -> None:
 
 _train_command("stage1", "Stage 1: latent prior encoder and decoder together.")
 _train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
+_train_command(
+    "qat", "Quantization-aware fine-tuning: the fused decoder learns to live with int8; the float network stays beside it."
+)
 
 
 @train_app.command()

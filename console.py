@@ -27,6 +27,7 @@ from .runtime.files import dump_json
 __all__ = [
     "BAD_INPUT",
     "FAILED",
+    "GATE_NOT_MET",
     "INTERRUPTED",
     "BackendOption",
     "JsonOption",
@@ -38,6 +39,7 @@ __all__ = [
     "exit_code_of",
     "fail",
     "print_json",
+    "quantization_tables",
     "stderr",
     "stdout",
     "steps_shown",
@@ -48,7 +50,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
 # No markup: file names and bundles may hold square brackets.
@@ -56,7 +58,7 @@ stdout = Console(soft_wrap=True, width=_WIDTH, markup=False, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 Command = TypeVar("Command", bound=Callable[..., None])
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, GATE_NOT_MET, INTERRUPTED = 1, 2, 3, 130
 
 
 def exit_code_of(error: Exception) -> int | None:
@@ -143,6 +145,47 @@ def variant_table(report: dict[str, Any]) -> Table:
             style="red" if row["passed"] is False else None,
         )
     return table
+
+
+def quantization_tables(report: dict[str, Any]) -> list[Table]:
+    """What an export says of int8: layer by layer, remedy by remedy, set by set, and the time it saves."""
+
+    def span(values: list[float] | None) -> str:
+        return "" if values is None else f"{values[0]:.3g} … {values[1]:.3g}"
+
+    layers = Table(
+        "layer",
+        "precision",
+        "weights up to",
+        "input up to",
+        "output",
+        "cost of weights, input, output (dB)",
+        title="int8, layer by layer",
+    )
+    for row in report["layers"]:
+        layers.add_row(
+            row["layer"] + (", identity outside" if row["identity"] else ""),
+            row["precision"],
+            f"{row['weight_range']:.3g}",
+            "" if row["input_range"] is None else f"{row['input_range']:.3g}",
+            span(row["output_range"]),
+            ", ".join(f"{cost:.4f}" for cost in row["cost_db"].values()),
+        )
+    remedies = Table("remedy", "chosen", "PSNR drop with it (dB)", title=f"int8 by {report['source']}")
+    for row in report["remedies"]:
+        remedies.add_row(row["remedy"], row["chosen"], f"{row['psnr_drop_db']:+.4f}")
+    sets = Table("pictures", "number", "PSNR drop (dB)", "worst (dB)", title="int8, set by set")
+    for row in report["datasets"]:
+        drops = (f"{row[key]:+.4f}" for key in ("psnr_drop_db", "worst_psnr_drop_db"))
+        sets.add_row(row["dataset"], str(row["images"]), *drops)
+    times = Table("engine", "LR size", "threads", "fp32 (ms)", "int8 (ms)", "times faster", title="a whole call")
+    for row in report.get("times", []):
+        size = "×".join(map(str, row["size"]))
+        ratio = row["fp32_ms"] / row["int8_ms"]
+        times.add_row(
+            row["engine"], size, str(row["threads"]), f"{row['fp32_ms']:.1f}", f"{row['int8_ms']:.1f}", f"{ratio:.2f}"
+        )
+    return [layers, remedies, sets, *([times] if times.rows else [])]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class QualityRow:
     psnr_rgb: float
     worst_psnr_y: float
     """The lowest PSNR-Y of a single picture."""
+    psnr_drop_db: float | None = None
+    """PSNR-Y that the same model has in float32, minus this one's; None where that was not asked for."""
+    worst_drop_db: float | None = None
+    """The largest drop of a single picture."""
 
 
 def bundle(name: str | None, *, backend: str, precision: str, threads: int | None, seed: int = 0) -> Candidate:
@@ -133,17 +137,19 @@ def bicubic(scale: int) -> Candidate:
     return Candidate("bicubic", "opencv", "uint8", scale, run)
 
 
-def measure(candidate: Candidate, dataset: Dataset, progress: Callable[[], None] = lambda: None) -> QualityRow:
-    """Run one candidate over one data set."""
+def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = None) -> QualityRow:
+    """Run one candidate over one data set; `against` is what its drop is counted from."""
     values = []
+    drops = []
     for name, lr, hr in dataset:
         sr = candidate.run(lr)
         border = dataset.scale
         try:
+            if against is not None:
+                drops.append(psnr_y(against.run(lr), hr, border) - psnr_y(sr, hr, border))
             values.append((psnr_y(sr, hr, border), ssim_y(sr, hr, border), psnr_rgb(sr, hr, border)))
         except ValueError as error:
             raise BenchmarkError(f"{name} of {dataset.name} cannot be measured: {error}") from error
-        progress()
     means = np.mean(values, axis=0)
     return QualityRow(
         dataset=dataset.name,
@@ -156,16 +162,24 @@ def measure(candidate: Candidate, dataset: Dataset, progress: Callable[[], None]
         ssim_y=round(float(means[1]), 5),
         psnr_rgb=round(float(means[2]), 4),
         worst_psnr_y=round(min(v[0] for v in values), 4),
+        psnr_drop_db=round(float(np.mean(drops)), 4) if drops else None,
+        worst_drop_db=round(max(drops), 4) if drops else None,
     )
 
 
 def quality(
-    candidates: Sequence[Candidate], datasets: Sequence[Path], progress: Callable[[str], None] = lambda what: None
+    candidates: Sequence[Candidate],
+    datasets: Sequence[Path],
+    progress: Callable[[str], None] = lambda what: None,
+    against: Mapping[str, Candidate] | None = None,
 ) -> list[QualityRow]:
-    """Every candidate on every data set, data sets found before the first picture runs. Raises `BenchmarkError`."""
+    """Every candidate on every data set, data sets found before the first picture runs. Raises `BenchmarkError`.
+
+    `against`: model → what its drops are counted from.
+    """
     jobs = [(candidate, find_dataset(root, candidate.scale)) for root in datasets for candidate in candidates]
     rows = []
     for candidate, dataset in jobs:
         progress(f"{candidate.model} on {dataset.name}")
-        rows.append(measure(candidate, dataset))
+        rows.append(measure(candidate, dataset, (against or {}).get(candidate.model)))
     return rows

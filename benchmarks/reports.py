@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .candidates import CandidateRow
 
 __all__ = [
+    "DROP_COLUMNS",
+    "INT8_COLUMNS",
     "PRIOR_COLUMNS",
     "QUALITY_COLUMNS",
     "Columns",
@@ -28,7 +30,7 @@ __all__ = [
 Columns = Mapping[str, tuple[str, str]]
 """Key of a row → title of its column and how its values are formatted."""
 
-QUALITY_COLUMNS: Columns = {
+QUALITY_COLUMNS = {
     "dataset": ("data set", ""),
     "images": ("images", ""),
     "model": ("model", ""),
@@ -38,6 +40,25 @@ QUALITY_COLUMNS: Columns = {
     "ssim_y": ("SSIM-Y", ".4f"),
     "psnr_rgb": ("PSNR-RGB", ".3f"),
     "worst_psnr_y": ("worst PSNR-Y", ".3f"),
+}
+DROP_COLUMNS: Columns = QUALITY_COLUMNS | {
+    "psnr_drop_db": ("drop from fp32 (dB)", "+.4f"),
+    "worst_drop_db": ("worst drop (dB)", "+.4f"),
+}
+INT8_COLUMNS: Columns = {
+    "model": ("model", ""),
+    "weights": ("weights", ""),
+    "engine": ("engine", ""),
+    "size": ("LR size", ""),
+    "threads": ("threads", ""),
+    "fp32_ms": ("fp32 (ms)", ".1f"),
+    "int8_ms": ("int8 (ms)", ".1f"),
+    "speedup": ("times faster", ".2f"),
+    "int8_gflops": ("int8 (GFLOP/s)", ".0f"),
+    "stack_gflops": ("bare stack (GFLOP/s)", ".0f"),
+    "share_of_stack": ("share of it", ".0%"),
+    "call_ms": ("array to array (ms)", ".1f"),
+    "call_overhead": ("over the engine", "+.1%"),
 }
 PRIOR_COLUMNS: Columns = {
     "prior": ("latent prior", ""),

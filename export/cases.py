@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +19,12 @@ from ..runtime.metrics import psnr_y
 from ..runtime.picture_files import read_picture
 from ..runtime.pipeline import initial_noise
 from ..runtime.proof import Case, Proof
+from .calibration import CalibrationPicture
 from .errors import ProofError
 
-__all__ = ["SAMPLES", "build_proof", "sample_pictures"]
+__all__ = ["SAMPLES", "build_proof", "fake_quantized", "sample_pictures", "with_int8"]
 
+Decoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SAMPLES = Path(__file__).parent / "samples"
 NOISE_SIZES = ((1, 1), (1, 9), (61, 1), (5, 3), (17, 33), (40, 24))
 """Height and width of the noise inputs: single pixels, one-pixel-wide, odd, and square multiples of nothing."""
@@ -36,8 +40,11 @@ def sample_pictures(scale: int) -> dict[str, NDArray[np.uint8]]:
     return pictures
 
 
-def build_proof(network: nn.Module, seed: int) -> Proof:
-    """Run the torch model, as it came from the checkpoint, over all inputs with the noise of `seed`."""
+def build_proof(network: nn.Module, seed: int, judging: Sequence[CalibrationPicture] = ()) -> Proof:
+    """Run the torch model, as it came from the checkpoint, over all inputs with the noise of `seed`.
+
+    `judging`: pictures beside the package's own that the bundle is measured on now, but does not carry.
+    """
     parts = cast(LatentPriorNetwork, network)
     noise = torch.from_numpy(initial_noise(seed, parts.latent_size))
     originals = sample_pictures(parts.scale)
@@ -50,13 +57,37 @@ def build_proof(network: nn.Module, seed: int) -> Proof:
     inputs.append(("picture-large", np.pad(portrait, fill, mode="symmetric")[: LARGE[0], : LARGE[1]], None))
     rng = np.random.RandomState(0)
     inputs += [(f"noise-{h}x{w}", rng.randint(0, 256, (h, w, 3)).astype(np.uint8), None) for h, w in NOISE_SIZES]
+    carried = len(inputs)
+    inputs += [(f"{picture.dataset}-{picture.name}", picture.lr, picture.hr) for picture in judging]
     cases = []
-    for name, lr, hr in inputs:
+    for index, (name, lr, hr) in enumerate(inputs):
         with torch.no_grad():
             output = parts(torch.from_numpy(to_graph(lr)), noise).numpy()
         if not np.isfinite(output).all():
             raise ProofError(f"the torch model itself gives NaN or infinity on {name}, so there is nothing to prove against")
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, parts.scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
-        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality))
+        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, stored=index < carried))
     return Proof(tuple(cases), seed)
+
+
+def with_int8(proof: Proof, network: nn.Module, decode: Decoder, *, drop: float, max_drop: float) -> Proof:
+    """The proof with what the fake-quantized decoder `decode` makes of every case, and the gate."""
+    parts = cast(LatentPriorNetwork, network)
+    noise = torch.from_numpy(initial_noise(proof.seed, parts.latent_size))
+    cases = []
+    for case in proof.cases:
+        picture = fake_quantized(parts, decode, case.lr, noise)
+        quality = None if case.hr is None else psnr_y(picture, case.hr, parts.scale)
+        cases.append(dataclasses.replace(case, expected_int8=picture, psnr_y_int8=quality))
+    return dataclasses.replace(proof, cases=tuple(cases), int8_drop_db=float(drop), int8_max_drop_db=float(max_drop))
+
+
+def fake_quantized(
+    network: LatentPriorNetwork, decode: Decoder, lr: NDArray[np.uint8], noise: torch.Tensor
+) -> NDArray[np.uint8]:
+    """H×W×3 uint8 → sH×sW×3 uint8: the network's latent prior, then `decode`."""
+    with torch.no_grad():
+        tensor = torch.from_numpy(to_graph(lr))
+        z = network.prior(network.feature_map(tensor).mean(dim=(2, 3)), noise)
+        return np.asarray(from_graph(decode(tensor, z).numpy(), lr))

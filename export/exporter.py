@@ -5,38 +5,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ..models.interface import LatentPriorNetwork
+from ..models.rdsr.network import RDSR
 from ..models.registry import LoadedModel, load_model
 from ..runtime import cpu
 from ..runtime.bundle import SCHEMA, Bundle, canonical_json, manifest_digest
 from ..runtime.engines import Precision
-from ..runtime.pipeline import initial_noise
 from ..runtime.proof import Proof
 from ..runtime.verify import Verification, check_variants
-from .accounting import SMALLEST, account, fingerprint
-from .cases import build_proof
+from .calibration import CalibrationPicture, read_calibration
+from .cases import build_proof, with_int8
 from .errors import ExportError, ProofError
-from .graphs import DecoderGraph, EncoderGraph, ReverseGraph, SingleGraph
+from .execution import Plan, check_execution
+from .graph_set import GraphSet
+from .int8 import as_rdsr, drop_by_dataset, make_int8, measure_time
 from .ir import to_ir
-from .simplify import simplify
+from .quantize import Quantized
 from .staging import check_target, publish, staging_folder
 from .structure import check_plain_body
-from .trace import trace
 
 __all__ = ["SUPPORTED", "ExportOptions", "ExportResult", "export_checkpoint"]
 
-SUPPORTED: tuple[Precision, ...] = ("fp32", "bf16")
+SUPPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 """Precisions that exports make."""
 MAX_FUSION_ERROR = 1e-5
 MAX_FUSION_ERROR_FLOAT64 = 1e-12
@@ -56,6 +54,12 @@ class ExportOptions:
     """Subset of `SUPPORTED`; None for all that this CPU can prove."""
     arch: str | None = None
     """Architecture, where the keys shall not decide."""
+    calibration: Path | None = None
+    """Folder of pictures for int8: a data set, or plain pictures; None for what the checkpoint or the package has."""
+    max_psnr_drop: float = 0.05
+    """What int8 may cost against float32, in dB PSNR-Y."""
+    post_training: bool = False
+    """Quantize the float network anew even where training has left a quantized one in the checkpoint."""
     key_map: Path | None = None
     """JSON file that renames foreign keys."""
     steps: int | None = None
@@ -82,6 +86,10 @@ class ExportResult:
     seconds: float
     unsimplified: tuple[str, ...]
     """Graphs whose simplification was not safe."""
+    quantization: dict[str, Any] | None = None
+    """Report on int8: where its ranges come from, remedies, layers, drop on every set of pictures, time against float32."""
+    only_gate_failed: bool = False
+    """Whether all that is wrong is that int8 costs more than `max_psnr_drop`."""
 
     @property
     def passed(self) -> bool:
@@ -90,11 +98,15 @@ class ExportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The design's JSON form."""
-        return self.verification.to_dict() | {
-            "bundle": str(self.output) if self.kept else None,
-            "seconds": round(self.seconds, 2),
-            "unsimplified": list(self.unsimplified),
-        }
+        return (
+            self.verification.to_dict()
+            | {
+                "bundle": str(self.output) if self.kept else None,
+                "seconds": round(self.seconds, 2),
+                "unsimplified": list(self.unsimplified),
+            }
+            | ({} if self.quantization is None else {"quantization": self.quantization})
+        )
 
 
 def _precisions(asked: Sequence[str] | None) -> tuple[Precision, ...]:
@@ -107,104 +119,6 @@ def _precisions(asked: Sequence[str] | None) -> tuple[Precision, ...]:
     if "bf16" in asked and not cpu.has_bf16():
         raise ExportError("bf16 cannot be proven here: this CPU has no bf16 arithmetic")
     return tuple(p for p in SUPPORTED if p in asked)
-
-
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    return {key: value.detach().cpu().numpy() for key, value in tensors.items()}
-
-
-class _Graphs:
-    """Traces, simplifies and accounts for the graphs of one network."""
-
-    def __init__(self, network: nn.Module, seed: int, *, single_graph: bool, progress: Progress) -> None:
-        self.original = cast(LatentPriorNetwork, network)
-        self.fused = self.original.fuse()
-        self.parts = cast(LatentPriorNetwork, self.fused)
-        self.noise = initial_noise(seed, self.parts.latent_size)
-        self.progress = progress
-        self.unsimplified: list[str] = []
-        self.deployed = [*_arrays(self.fused.state_dict()).values(), self.noise]
-        self.found: dict[str, set[str]] = {}
-        self.models = self._build(single_graph)
-        self._check_totals()
-
-    def _build(self, single_graph: bool) -> dict[str, onnx.ModelProto]:
-        lr, z = torch.rand(1, 3, 24, 20), torch.randn(1, self.parts.latent_size)
-        pooled = torch.rand(1, self.parts.condition_channels)
-        space = {0: "batch", 2: "height", 3: "width"}
-        models = {
-            "encoder.onnx": self._graph(
-                "encoder.onnx",
-                EncoderGraph(self.fused),
-                {"lr": lr},
-                "features",
-                {"lr": space, "features": {0: "batch", 2: "cells_high", 3: "cells_wide"}},
-            ),
-            "reverse.onnx": self._graph(
-                "reverse.onnx",
-                ReverseGraph(self.fused),
-                {"pooled": pooled, "noise": z},
-                "z",
-                {"pooled": {0: "batch"}, "noise": {0: "batch"}, "z": {0: "batch"}},
-            ),
-            "decoder.onnx": self._graph(
-                "decoder.onnx",
-                DecoderGraph(self.fused),
-                {"lr": lr, "z": z},
-                "sr",
-                {"lr": space, "z": {0: "batch"}, "sr": {0: "batch", 2: "height_out", 3: "width_out"}},
-            ),
-        }
-        if single_graph:
-            models["model.onnx"] = self._graph(
-                "model.onnx",
-                SingleGraph(self.fused, torch.from_numpy(self.noise)),
-                {"image": torch.randint(0, 256, (1, 24, 20, 3), dtype=torch.uint8)},
-                "upscaled",
-                {
-                    "image": {0: "batch", 1: "height", 2: "width"},
-                    "upscaled": {0: "batch", 1: "height_out", 2: "width_out"},
-                },
-            )
-        return models
-
-    def _graph(
-        self, name: str, module: nn.Module, inputs: dict[str, Tensor], output: str, dynamic: dict[str, dict[int, str]]
-    ) -> onnx.ModelProto:
-        self.progress(f"trace {name}")
-        plain = trace(module, inputs, output, dynamic)
-        rng = np.random.RandomState(0)
-        feeds = []
-        for batch, *sides in ((1, 24, 20), (2, 13, 7)):
-            feed = {}
-            for key, value in inputs.items():
-                shape = list(value.shape)
-                for axis, size in zip(dynamic[key], (batch, *sides), strict=False):
-                    shape[axis] = size
-                low, high = (0, 256) if value.dtype == torch.uint8 else (-1, 1)
-                feed[key] = rng.uniform(low, high, shape).astype(value.numpy().dtype)
-            feeds.append(feed)
-        training_only = _arrays(self.original.training_only())
-        self.found[name] = account(plain, name, self.deployed, training_only)
-        model, simplified = simplify(plain, feeds, name)
-        if simplified:
-            try:
-                simplified = account(model, name, self.deployed, training_only) == self.found[name]
-            except ProofError:  # a simplifier may merge weights into constants that nobody can account for
-                simplified = False
-        if not simplified:
-            self.unsimplified.append(name)
-        return model if simplified else plain
-
-    def _check_totals(self) -> None:
-        """The three graphs together hold every deployed weight; the single graph holds them all, and the noise."""
-        weights = {
-            key: fingerprint(value) for key, value in _arrays(self.fused.state_dict()).items() if value.size >= SMALLEST
-        }
-        three = self.found["encoder.onnx"] | self.found["reverse.onnx"] | self.found["decoder.onnx"]
-        for name, found in (("the three graphs", three), ("model.onnx", self.found.get("model.onnx"))):
-            if found is not None and (lacking := [key for key, mark in weights.items() if mark not in found]):
-                raise ProofError(f"{name} lack the weight {lacking[0]}")
 
 
 def _fusion(network: LatentPriorNetwork) -> dict[str, Any]:
@@ -220,11 +134,24 @@ def _fusion(network: LatentPriorNetwork) -> dict[str, Any]:
     return dataclasses.asdict(errors)
 
 
-def _manifest(loaded: LoadedModel, files: Mapping[str, bytes], fusion: Mapping[str, Any], seed: int) -> dict[str, Any]:
+_ROLES = {
+    "encoder": "encoder.onnx",
+    "reverse": "reverse.onnx",
+    "decoder": "decoder.onnx",
+    "decoder_int8": "decoder.int8.onnx",
+    "model": "model.onnx",
+    "model_ir": "model.xml",
+    "model_ir_weights": "model.bin",
+    "model_int8": "model.int8.onnx",
+    "model_int8_ir": "model.int8.xml",
+    "model_int8_ir_weights": "model.int8.bin",
+}
+
+
+def _manifest(
+    loaded: LoadedModel, files: Mapping[str, bytes], fusion: Mapping[str, Any], quantization: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
     network = cast(LatentPriorNetwork, loaded.network)
-    graphs = {"encoder": "encoder.onnx", "reverse": "reverse.onnx", "decoder": "decoder.onnx"}
-    if "model.onnx" in files:
-        graphs |= {"model": "model.onnx", "model_ir": "model.xml", "model_ir_weights": "model.bin"}
     return {
         "schema": SCHEMA,
         "arch": loaded.arch,
@@ -243,9 +170,10 @@ def _manifest(loaded: LoadedModel, files: Mapping[str, bytes], fusion: Mapping[s
         "files": {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()
         },
-        "graphs": graphs,
+        "graphs": {role: name for role, name in _ROLES.items() if name in files},
         "variants": [],
         "fusion": dict(fusion),
+        "quantization": dict(quantization),
         "checkpoint": {"sha256": loaded.sha256, "notes": loaded.notes},
         "tools": {tool: importlib.metadata.version(tool) for tool in (*_TOOLS, "rdsr")},
         "cpu": {"name": cpu.cpu_name(), "isa": cpu.instruction_set()},
@@ -267,6 +195,27 @@ def _prove(
     return Verification(Bundle(folder), rows)
 
 
+def _quantize(
+    loaded: LoadedModel,
+    proof: Proof,
+    calibration: Sequence[CalibrationPicture],
+    options: ExportOptions,
+    progress: Progress,
+) -> tuple[Quantized, Proof]:
+    """The quantized decoder, and the proof with what it makes of every case."""
+    network = as_rdsr(loaded.network, loaded.arch)
+    quantized = make_int8(
+        network,
+        proof,
+        calibration,
+        post_training=options.post_training,
+        max_drop=options.max_psnr_drop,
+        progress=progress,
+    )
+    drop = quantized.psnr_drop_db
+    return quantized, with_int8(proof, loaded.network, quantized.decoder, drop=drop, max_drop=options.max_psnr_drop)
+
+
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:
     """Turn a checkpoint into a proven bundle; `progress` is told each step's name.
 
@@ -282,31 +231,63 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     precisions = _precisions(options.precisions)
     if not 0 <= options.seed < 2**32:
         raise ExportError(f"seed must be from 0 to 4294967295, not {options.seed}")
+    if not 0 <= options.max_psnr_drop < math.inf:
+        raise ExportError(f"the largest PSNR drop must be a number of dB from 0, not {options.max_psnr_drop}")
     progress("read the checkpoint")
     loaded = load_model(options.checkpoint, arch=options.arch, key_map=options.key_map, steps=options.steps)
     network = cast(LatentPriorNetwork, loaded.network)
     if not isinstance(network, LatentPriorNetwork):
         raise ExportError(f"{loaded.arch} networks cannot be exported")
+    if "int8" in precisions and options.precisions is None and not isinstance(loaded.network, RDSR):
+        precisions = tuple(p for p in precisions if p != "int8")
+    calibration = read_calibration(options.calibration, network.scale) if options.calibration else []
     progress("fuse")
     with torch.no_grad():
         fusion = _fusion(network)
-        graphs = _Graphs(loaded.network, options.seed, single_graph=options.single_graph, progress=progress)
+    progress("run the torch model")
+    proof = build_proof(loaded.network, options.seed, [picture for picture in calibration if picture.held_back])
+    quantized = None
+    if "int8" in precisions:
+        quantized, proof = _quantize(loaded, proof, calibration, options, progress)
+    graphs = GraphSet(
+        loaded.network,
+        options.seed,
+        single_graph=options.single_graph,
+        quantized=quantized.decoder if quantized else None,
+        progress=progress,
+    )
     if loaded.arch == "rdsr":
         check_plain_body(graphs.models["decoder.onnx"], loaded.config.depth, loaded.config.modulation_depths)
-    progress("run the torch model")
-    proof = build_proof(loaded.network, options.seed)
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
+    report = {} if quantized is None else quantized.to_dict() | {"datasets": drop_by_dataset(proof, calibration)}
     with staging_folder(options.output) as folder:
-        if options.single_graph:
-            progress("convert to OpenVINO IR")
-            files |= to_ir(files["model.onnx"], folder)
+        for stem in ("model", "model.int8"):
+            if f"{stem}.onnx" in files:
+                progress("convert to OpenVINO IR")
+                files |= to_ir(files[f"{stem}.onnx"], folder, stem)
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        verification = _prove(folder, _manifest(loaded, files, fusion, options.seed), proof, precisions, progress)
+        if quantized is not None:
+            progress("look at what the engines run")
+            for name in sorted(name for name in files if name.endswith(".int8.onnx")):
+                check_execution(files[name], Plan.of(quantized.decoder))
+        manifest = _manifest(loaded, files, fusion, report, options.seed)
+        verification = _prove(folder, manifest, proof, precisions, progress)
+        if quantized is not None and "fp32" in precisions:
+            progress("time int8 against float32")
+            report |= {"times": [dataclasses.asdict(row) for row in measure_time(folder)]}
         output = options.output if verification.passed else failed_output
         kept = verification.passed or options.keep_failed
         if kept:
             progress("write")
             publish(folder, output, force=options.force or not verification.passed)
-    return ExportResult(verification, output, kept, time.perf_counter() - started, tuple(graphs.unsimplified))
+    return ExportResult(
+        verification,
+        output,
+        kept,
+        time.perf_counter() - started,
+        tuple(graphs.unsimplified),
+        report or None,
+        not proof.int8_gate_met and all(row.passed is not False or row.precision == "int8" for row in verification.variants),
+    )

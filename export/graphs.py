@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.interface import LatentPriorNetwork
 
-__all__ = ["DecoderGraph", "EncoderGraph", "ReverseGraph", "SingleGraph"]
+__all__ = ["DecoderGraph", "EncoderGraph", "PictureDecoderGraph", "ReverseGraph", "SingleGraph"]
 
 
 class _Graph(nn.Module):
@@ -43,6 +43,23 @@ class DecoderGraph(_Graph):
         return self.parts.decode(lr, z)
 
 
+def _from_picture(image: Tensor) -> Tensor:
+    """N×H×W×3 uint8 → N×3×H×W float32 in [0, 1]."""
+    return image.permute(0, 3, 1, 2).float() / 255
+
+
+def _to_picture(sr: Tensor) -> Tensor:
+    """N×3×H×W → N×H×W×3 uint8, clipped, rounded half to even."""
+    return torch.round(sr.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class PictureDecoderGraph(_Graph):
+    """`image` N×H×W×3 uint8 and `z` N×latent → `upscaled` N×sH×sW×3 uint8: what int8 runs, which is for 8-bit pictures."""
+
+    def forward(self, image: Tensor, z: Tensor) -> Tensor:
+        return _to_picture(self.parts.decode(_from_picture(image), z))
+
+
 class SingleGraph(_Graph):
     """`image` N×H×W×3 uint8 → `upscaled` N×sH×sW×3 uint8, noise baked in."""
 
@@ -51,8 +68,7 @@ class SingleGraph(_Graph):
         self.register_buffer("noise", noise)
 
     def forward(self, image: Tensor) -> Tensor:
-        lr = image.permute(0, 3, 1, 2).float() / 255
+        lr = _from_picture(image)
         pooled = self.parts.feature_map(lr).mean(dim=(2, 3))
         noise = self.noise.expand(lr.shape[0], -1)  # type: ignore[operator]
-        sr = self.parts.decode(lr, self.parts.prior(pooled, noise))
-        return torch.round(sr.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return _to_picture(self.parts.decode(lr, self.parts.prior(pooled, noise)))

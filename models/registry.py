@@ -43,8 +43,8 @@ class Architecture:
     """Sizes read off the keys and shapes; raises `CheckpointError`."""
     config_from_dict: Callable[[Mapping[str, Any]], Any]
     """Sizes from a checkpoint's metadata; raises `ValueError`."""
-    build: Callable[[Any], nn.Module]
-    """A network of these sizes, weights not yet loaded."""
+    build: Callable[[Any, Shapes], nn.Module]
+    """A network of these sizes, with the optional parts that the keys show; weights not yet loaded."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -74,7 +74,8 @@ class LoadedModel:
             "arch": self.arch,
             "scale": network.scale,
             "params": network.inference_parameters(),
-            "params_training": sum(p.numel() for p in network.parameters()),
+            "params_training": sum(p.numel() for key, p in network.named_parameters() if not key.startswith("quantized.")),
+            "quantized": getattr(network, "quantized", None) is not None,
             "steps": len(network.betas),
             "config": self.config.to_dict(),
             "notes": self.notes,
@@ -125,7 +126,7 @@ def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = No
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
         with torch.device("meta"):  # sizes are checked against the tensors before any memory is taken
-            network = architecture.build(config)
+            network = architecture.build(config, shapes)
         _load_strictly(network, tensors)
         notes = _notes(metadata)
     except (CheckpointError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ SCHEMA = 1
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MAX_MANIFEST = 2**20
 _MAX_BYTES = 4 * 2**30
-_ONNX_ROLES = ("encoder", "reverse", "decoder", "model")
+_ONNX_ROLES = ("encoder", "reverse", "decoder", "decoder_int8", "model", "model_int8")
 
 
 def default_bundle_path() -> Path:
@@ -69,6 +70,8 @@ class Manifest:
     """Role → file name."""
     variants: tuple[Mapping[str, Any], ...]
     """Rows of the proof: precision, engine, graph, max_abs_err, psnr_drop_db, sizes, passed."""
+    quantization: Mapping[str, Any]
+    """How the int8 graphs were quantized, layer by layer; empty where there are none."""
     fusion: Mapping[str, Any]
     """Blocks fused and the largest error of it."""
     checkpoint: Mapping[str, Any]
@@ -78,15 +81,41 @@ class Manifest:
     cpu: Mapping[str, str]
     """CPU on which the proof was made."""
 
+    def graph(self, role: str, precision: str) -> str | None:
+        """File that holds a role ("decoder", "model", "model_ir", …) at a precision; None where there is none.
+
+        int8 has graphs of its own, which take and give 8-bit pictures; bf16 runs the float32 ones.
+        """
+        return self.graphs.get(self.role(role, precision))
+
+    @staticmethod
+    def role(role: str, precision: str) -> str:
+        """The key of `graphs` for a role at a precision."""
+        if precision != "int8" or role in ("encoder", "reverse"):
+            return role
+        first, *rest = role.split("_", 1)
+        return "_".join([first, "int8", *rest])
+
     def proven(self, precision: str, engine: str | None = None) -> bool:
         """Whether the chain of graphs that the runtime runs passed its proof at this precision (on this engine, or any)."""
         return any(
             v["passed"] is True
             and v["precision"] == precision
-            and v["graph"] == self.graphs["decoder"]
+            and v["graph"] == self.graph("decoder", precision)
             and engine in (None, v["engine"])
             for v in self.variants
         )
+
+    def psnr_drop(self, precision: str, engine: str | None = None) -> float:
+        """Measured PSNR-Y drop in dB of the chain of graphs (on this engine, or the worse of them); infinite if unknown."""
+        drops = [
+            float(v["psnr_drop_db"]) if isinstance(v["psnr_drop_db"], (int, float)) else math.inf
+            for v in self.variants
+            if v["precision"] == precision
+            and v["graph"] == self.graph("decoder", precision)
+            and engine in (None, v["engine"])
+        ]
+        return max(drops, default=math.inf)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -131,8 +160,9 @@ def _parse(content: Any) -> Manifest:
     for role in ("encoder", "reverse", "decoder"):
         if role not in graphs:
             raise BundleError(f"manifest.json: the {role} graph is missing")
-    if ("model_ir" in graphs) != ("model_ir_weights" in graphs):
-        raise BundleError("manifest.json: model_ir and model_ir_weights go together")
+    for ir in ("model_ir", "model_int8_ir"):
+        if (ir in graphs) != (f"{ir}_weights" in graphs):
+            raise BundleError(f"manifest.json: {ir} and {ir}_weights go together")
     variants = content.get("variants")
     fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
     if not isinstance(variants, list) or not all(isinstance(v, dict) and fields <= set(v) for v in variants):
@@ -159,6 +189,7 @@ def _parse(content: Any) -> Manifest:
         files=files,
         graphs=graphs,
         variants=tuple(variants),
+        quantization=_mapping(content.get("quantization", {}), "quantization"),
         fusion=_mapping(content.get("fusion"), "fusion"),
         checkpoint=_mapping(content.get("checkpoint"), "checkpoint"),
         tools=_mapping(content.get("tools"), "tools"),

@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "instruction_set"]
+__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap"]
 
 
 def _read_quota(folder: Path) -> float | None:
@@ -70,11 +70,25 @@ def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
+def isa_cap() -> str | None:
+    """The limit that ONEDNN_MAX_CPU_ISA sets to OpenVINO's kernels, e.g. "AVX2"; None without one."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return None if cap in ("", "ALL", "DEFAULT") else cap
+
+
 def has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    allowed = cap in ("ALL", "DEFAULT") or any(word in cap for word in ("BF16", "FP16", "AMX", "AVX10"))
-    return allowed and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    return _allowed("BF16", "FP16", "AMX", "AVX10") and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def has_vnni() -> bool:
+    """Whether the CPU multiplies 8-bit numbers natively (VNNI or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
+    return _allowed("VNNI", "BF16", "FP16", "AMX", "AVX10") and bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def _allowed(*words: str) -> bool:
+    cap = isa_cap()
+    return cap is None or any(word in cap for word in words)
 
 
 def instruction_set() -> str:

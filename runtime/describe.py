@@ -7,8 +7,8 @@ from typing import Any
 
 from . import cpu
 from .bundle import Bundle
+from .choice import choose
 from .errors import BundleError
-from .upscaler import choose
 
 __all__ = ["describe_bundle"]
 
@@ -29,6 +29,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "params": manifest.params,
         "steps": manifest.steps,
         "precisions": list(manifest.precisions),
+        "psnr_drop_db": {p: manifest.psnr_drop(p) for p in manifest.precisions if p != "fp32"},
         "tile_rule": manifest.tile_rule,
         "receptive_radius": manifest.receptive_radius,
         "seed": manifest.seed,

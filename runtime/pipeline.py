@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import from_graph, to_graph
 from .bundle import Bundle
 from .engines import Backend, Precision, load_session
 from .errors import BundleError, EngineError
@@ -40,13 +41,11 @@ class Pipeline:
         self._scale = bundle.manifest.scale
         self._noise = initial_noise(seed, bundle.manifest.latent_size)
         # Only the decoder pays for speed; the latent prior is computed in float32 whatever the precision.
-        sessions = {
-            role: load_session(
-                bundle.graph(role), backend=backend, precision=precision if role == "decoder" else "fp32", threads=threads
-            )
-            for role in ("encoder", "reverse", "decoder")
-        }
-        self._encoder, self._reverse, self._decoder = sessions.values()
+        precisions: dict[str, Precision] = {"encoder": "fp32", "reverse": "fp32", "decoder": precision}
+        self._encoder, self._reverse, self._decoder = (
+            load_session(bundle.graph(bundle.manifest.role(role, kind)), backend=backend, precision=kind, threads=threads)
+            for role, kind in precisions.items()
+        )
 
     def prior(self, lr: Float) -> Float:
         """1×3×H×W LR in [0, 1] → 1×latent prior z of the whole picture."""
@@ -54,8 +53,25 @@ class Pipeline:
         z = self._only(self._reverse.run({"pooled": pool(features), "noise": self._noise}), "reverse", rank=2)
         return z
 
+    def picture(self, colour: NDArray[Any]) -> NDArray[Any]:
+        """H×W×1 or H×W×3 of a supported dtype → the same kind, `scale` times larger; int8 takes uint8 alone."""
+        lr = to_graph(colour)
+        return self._picture(colour, lr) if self.precision == "int8" else from_graph(self.run(lr), colour)
+
+    def _picture(self, colour: NDArray[np.uint8], lr: Float) -> NDArray[np.uint8]:
+        """Through the int8 decoder, whose ends are 8-bit pictures."""
+        rgb = colour if colour.shape[2] == 3 else np.repeat(colour, 3, axis=2)
+        outputs = self._decoder.run({"image": rgb[None], "z": self.prior(lr)})
+        wanted = (1, rgb.shape[0] * self._scale, rgb.shape[1] * self._scale, 3)
+        if len(outputs) != 1 or outputs[0].shape != wanted or outputs[0].dtype != np.uint8:
+            raise EngineError(f"the int8 decoder on {self.backend} does not give one uint8 output of shape {wanted}")
+        larger: NDArray[np.uint8] = outputs[0][0]
+        if colour.shape[2] == 3:
+            return larger
+        return np.rint(larger.mean(axis=2, keepdims=True)).astype(np.uint8)
+
     def run(self, lr: Float) -> Float:
-        """1×3×H×W LR in [0, 1] → 1×3×sH×sW SR, not clipped."""
+        """1×3×H×W LR in [0, 1] → 1×3×sH×sW SR, not clipped; not for int8."""
         sr = self._only(self._decoder.run({"lr": lr, "z": self.prior(lr)}), "decoder", rank=4)
         wanted = (1, 3, lr.shape[2] * self._scale, lr.shape[3] * self._scale)
         if sr.shape != wanted:

@@ -31,6 +31,10 @@ class Tolerances:
     """Guard against outright wrong bf16 results at single sizes; the gate is the PSNR drop."""
     bf16_psnr_drop_db: float = 0.01
     """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB."""
+    int8_bytes_off: float = 0.005
+    """Largest share of an int8 variant's output bytes that are more than one grey level off the fake-quantized model."""
+    int8_psnr_diff_db: float = 0.005
+    """Largest difference in mean PSNR-Y between an int8 variant and the fake-quantized model, in dB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Case:
     """sH×sW×3 original, for PSNR."""
     psnr_y: float | None = None
     """PSNR-Y of the torch model's 8-bit output against `hr`, in dB."""
+    expected_int8: NDArray[np.uint8] | None = None
+    """The fake-quantized torch model's 8-bit output, shaped like `expected`; None where there is no int8 variant."""
+    psnr_y_int8: float | None = None
+    """PSNR-Y of the fake-quantized torch model's output against `hr`, in dB."""
+    stored: bool = True
+    """Whether a bundle carries the case; calibration pictures that were held back are measured at export alone."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,6 +86,10 @@ class Case:
                 raise ValueError(f"the positions of {self.name} lie outside its picture")
         if self.expected.shape != expected or self.expected.dtype != np.float32 or not np.isfinite(self.expected).all():
             raise ValueError(f"the expected output of {self.name} is not {expected} finite float32 values")
+        if self.expected_int8 is not None and (self.expected_int8.shape != expected or self.expected_int8.dtype != np.uint8):
+            raise ValueError(f"the expected int8 output of {self.name} is not {expected} uint8 values")
+        if self.psnr_y_int8 is not None and not isinstance(self.psnr_y_int8, float):
+            raise ValueError(f"the int8 PSNR of {self.name} is no number")
         if self.hr is not None and (self.hr.shape != whole or self.hr.dtype != np.uint8):
             raise ValueError(f"the original of {self.name} does not fit its input")
         if self.psnr_y is not None and not isinstance(self.psnr_y, float):
@@ -87,7 +101,8 @@ class Case:
         if self.positions is not None or len(pixels) <= SAMPLED_ABOVE:
             return self
         positions = np.sort(np.random.RandomState(0).choice(len(pixels), SAMPLES, replace=False)).astype(np.int64)
-        return dataclasses.replace(self, expected=pixels[positions], positions=positions)
+        int8 = None if self.expected_int8 is None else self.expected_int8.reshape(-1, 3)[positions]
+        return dataclasses.replace(self, expected=pixels[positions], positions=positions, expected_int8=int8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +112,36 @@ class Proof:
     cases: tuple[Case, ...]
     seed: int
     tolerances: Tolerances = Tolerances()
+    int8_drop_db: float | None = None
+    """PSNR-Y drop in dB of the fake-quantized torch model on the pictures that judged it; None without int8."""
+    int8_max_drop_db: float | None = None
+    """What it was allowed to be."""
+
+    @property
+    def int8_gate_met(self) -> bool:
+        """Whether the drop is as small as it had to be."""
+        return self.int8_drop_db is None or (
+            self.int8_max_drop_db is not None and self.int8_drop_db <= self.int8_max_drop_db
+        )
 
     def to_files(self) -> dict[str, bytes]:
         """`proof.json` and `proof.safetensors`."""
         tensors: dict[str, NDArray[Any]] = {}
         entries = []
-        for case in (c.sampled() for c in self.cases):
+        for case in (c.sampled() for c in self.cases if c.stored):
             tensors[f"{case.name}.lr"] = case.lr
             tensors[f"{case.name}.expected"] = case.expected
             if case.positions is not None:
                 tensors[f"{case.name}.positions"] = case.positions
+            if case.expected_int8 is not None:
+                tensors[f"{case.name}.expected_int8"] = case.expected_int8
             if case.hr is not None:
                 tensors[f"{case.name}.hr"] = case.hr
-            entries.append({"name": case.name, "size": list(case.size), "psnr_y": case.psnr_y})
+            entry = {"name": case.name, "size": list(case.size), "psnr_y": case.psnr_y}
+            entries.append(entry if case.expected_int8 is None else entry | {"psnr_y_int8": case.psnr_y_int8})
         content = {"seed": self.seed, "tolerances": dataclasses.asdict(self.tolerances), "cases": entries}
+        if self.int8_drop_db is not None:
+            content["int8"] = {"psnr_drop_db": self.int8_drop_db, "max_psnr_drop_db": self.int8_max_drop_db}
         plain = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
         return {"proof.json": canonical_json(content), "proof.safetensors": save(plain)}
 
@@ -128,10 +159,14 @@ class Proof:
                     positions=tensors.get(f"{entry['name']}.positions"),
                     hr=tensors.get(f"{entry['name']}.hr"),
                     psnr_y=entry["psnr_y"],
+                    expected_int8=tensors.get(f"{entry['name']}.expected_int8"),
+                    psnr_y_int8=entry.get("psnr_y_int8"),
                 )
                 for entry in content["cases"]
             )
-            proof = cls(cases, content["seed"], Tolerances(**content["tolerances"]))
+            int8 = content.get("int8", {})
+            drops = (int8.get("psnr_drop_db"), int8.get("max_psnr_drop_db"))
+            proof = cls(cases, content["seed"], Tolerances(**content["tolerances"]), *drops)
             proof._check(bundle.manifest.scale)
             return proof
         except BundleError:
@@ -149,5 +184,9 @@ class Proof:
                 raise ValueError(f"its tolerance {field.name} is {value!r}, looser than {limit}")
         if len(self.cases) < MIN_CASES or not any(case.hr is not None and case.psnr_y is not None for case in self.cases):
             raise ValueError(f"it needs at least {MIN_CASES} cases, one of them with an original")
+        if any(drop is not None and not isinstance(drop, float) for drop in (self.int8_drop_db, self.int8_max_drop_db)):
+            raise ValueError("its int8 drop is no number")
+        if len({case.expected_int8 is None for case in self.cases}) != 1:
+            raise ValueError("only some of its cases have an int8 output")
         for case in self.cases:
             case.check(scale)

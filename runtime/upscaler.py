@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cpu
-from .arrays import check_picture, from_graph, split_alpha, to_graph, upscale_alpha
+from .arrays import check_picture, split_alpha, upscale_alpha
 from .bundle import Bundle
-from .engines import BACKENDS, PRECISIONS, Backend, Precision, supported_precisions
-from .errors import BundleError, OptionError, OutputError, PictureError
+from .choice import choose
+from .engines import Backend, Precision
+from .errors import OptionError, OutputError, PictureError
 from .picture_files import read_picture, write_picture
 from .pipeline import Pipeline
 
-__all__ = ["Effective", "FileResult", "Result", "Upscaler", "choose"]
+__all__ = ["Effective", "FileResult", "Result", "Upscaler"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,48 +66,6 @@ class FileResult:
     """Wall-clock milliseconds of the upscaling, without reading and writing the files."""
 
 
-def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Precision, str]:
-    """Engine and precision for what was asked (or "auto"), with the reason."""
-    if backend not in ("auto", *BACKENDS):
-        raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
-    if precision not in ("auto", *PRECISIONS):
-        raise OptionError(f"precision must be auto, {', '.join(PRECISIONS)}, not {precision!r}")
-    manifest = bundle.manifest
-    if backend != "auto" and precision != "auto" and precision not in supported_precisions(backend):
-        raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
-    reasons = []
-    if precision == "auto":
-        chosen: Precision = "fp32"
-        if backend == "onnxruntime":
-            reasons.append("fp32: onnxruntime has no bf16 convolution")
-        elif not cpu.has_bf16():
-            reasons.append("fp32: the CPU has no bf16")
-        elif not manifest.proven("bf16", "openvino"):
-            reasons.append("fp32: the bundle has no proven bf16 variant")
-        else:
-            chosen = "bf16"
-            reasons.append("bf16: the CPU multiplies it natively and the bundle's proof passed")
-    else:
-        chosen = precision  # type: ignore[assignment]
-        reasons.append(f"{chosen}: asked for")
-        if chosen == "bf16" and not cpu.has_bf16():
-            raise OptionError("this CPU has no bf16 arithmetic; use fp32")
-    if backend == "auto":
-        # Decoders of 8 to 30 convolutions at 128×128 LR, two threads, float32: ONNX Runtime takes 0.55 to 0.87 of OpenVINO's
-        # time on a Xeon with AMX, and the two are equal on an EPYC; new sizes stall it less as well.
-        order: tuple[Backend, ...] = ("openvino", "onnxruntime") if chosen == "bf16" else ("onnxruntime", "openvino")
-        candidates = [b for b in order if chosen in supported_precisions(b)]
-        engine = next((b for b in candidates if manifest.proven(chosen, b)), candidates[0])
-        reasons.append(f"{engine}: the faster of the two at {chosen}" if engine == order[0] else f"{engine}: proven")
-    else:
-        engine = backend  # type: ignore[assignment]
-        reasons.append(f"{engine}: asked for")
-    if not manifest.proven(chosen, engine):
-        have = ", ".join(manifest.precisions) or "none"
-        raise BundleError(f"the bundle {bundle.path} has no proven {chosen} variant for {engine}; proven are: {have}")
-    return engine, chosen, "; ".join(reasons)
-
-
 class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
@@ -123,9 +82,10 @@ class Upscaler:
             raise OptionError(f"threads must be a whole number from 1, not {threads!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise OptionError(f"seed must be a whole number from 0 to 4294967295, not {seed!r}")
-        engine, chosen, reason = choose(bundle, backend, precision)
+        threads = threads or cpu.available_threads()
+        engine, chosen, reason = choose(bundle, backend, precision, threads)
         self.bundle = bundle
-        self.effective = Effective(engine, chosen, threads or cpu.available_threads(), cpu.instruction_set(), reason)
+        self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
         self._float_backend: Backend = engine if backend != "auto" else "onnxruntime"
         self._pipeline = self._load(engine, chosen)
@@ -167,7 +127,7 @@ class Upscaler:
         picture = check_picture(picture)
         pipeline = self._pipeline_for(picture)
         colour, alpha = split_alpha(picture)
-        upscaled = from_graph(pipeline.run(to_graph(colour)), colour)
+        upscaled = pipeline.picture(colour)
         if alpha is not None:
             larger = upscale_alpha(alpha, self.bundle.manifest.scale)
             upscaled = np.concatenate([upscaled, larger[:, :, None]], axis=2)

@@ -22,6 +22,8 @@ from .proof import Case, Proof
 __all__ = ["Variant", "Verification", "check_variants", "verify"]
 
 Progress = Callable[[str], None]
+Run = Callable[[Case], tuple[NDArray[np.float32] | None, NDArray[np.uint8]]]
+"""One case → the output sH×sW×3 on a scale of 1 where there is more than 8 bits of it, and the 8-bit picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Variant:
     max_abs_err: float | None
     """Largest difference over all cases, of full range 1 (infinite for NaN; `to_dict` gives None).
 
-    For a single graph, which answers in uint8, what rounding to the nearest level does not explain.
+    For a single graph, which answers in uint8, what rounding to the nearest level does not explain. In int8 the difference
+    from the fake-quantized torch model's 8-bit picture.
     """
     psnr_drop_db: float | None
     """Mean PSNR-Y of the torch model minus that of this variant, over the proof's pictures; negative is a gain."""
@@ -83,41 +86,72 @@ class Verification:
 
 
 def _single_graphs(bundle: Bundle, backend: Backend, precision: Precision, threads: int) -> Iterator[tuple[str, Session]]:
-    graphs = bundle.manifest.graphs
-    if "model" in graphs:
-        yield graphs["model"], load_session(bundle.graph("model"), backend=backend, precision=precision, threads=threads)
-    if backend == "openvino" and "model_ir" in graphs:
-        xml, weights = bundle.graph("model_ir"), bundle.read(graphs["model_ir_weights"])
-        yield (
-            graphs["model_ir"],
-            load_session(xml, backend=backend, precision=precision, threads=threads, weights=weights),
-        )
+    manifest = bundle.manifest
+    if (name := manifest.graph("model", precision)) is not None:
+        graph = bundle.graph(manifest.role("model", precision))
+        yield name, load_session(graph, backend=backend, precision=precision, threads=threads)
+    if backend == "openvino" and (name := manifest.graph("model_ir", precision)) is not None:
+        xml = bundle.graph(manifest.role("model_ir", precision))
+        weights = bundle.read(str(manifest.graph("model_ir_weights", precision)))
+        yield name, load_session(xml, backend=backend, precision=precision, threads=threads, weights=weights)
 
 
-def _measure(
-    run: Callable[[Case], tuple[NDArray[np.float32], NDArray[np.uint8]]], proof: Proof, eight_bit: bool
-) -> tuple[float, float | None]:
-    """Largest error and PSNR drop of `run`, which gives the output on a scale of 1 and as an 8-bit picture."""
-    worst = 0.0
-    drops = []
-    for case in proof.cases:
-        output, picture = run(case)
-        expected = case.expected
-        if eight_bit:
-            error = np.maximum(np.abs(case.pick(output) - np.clip(expected, 0, 1)) - np.float32(0.5 / 255), 0)
+class _Tally:
+    """What one variant does over all cases, and whether that is good enough."""
+
+    def __init__(self, proof: Proof) -> None:
+        self.proof = proof
+        self.worst = 0.0
+        self.drops: list[float] = []
+
+    def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
+        """`output` sH×sW×3 on a scale of 1, where the variant gives more than the 8-bit `picture`."""
+        if output is None:
+            off = np.abs(case.pick(picture).astype(np.float32) / np.float32(255) - np.clip(case.expected, 0, 1))
+            error = np.maximum(off - np.float32(0.5 / 255), 0)  # what rounding to the nearest level explains
         else:
-            error = np.abs(case.pick(output) - expected)
-        worst = max(worst, math.inf if np.isnan(error).any() else float(error.max()))
-        if case.hr is not None and case.psnr_y is not None:
-            drops.append(case.psnr_y - psnr_y(picture, case.hr, case.hr.shape[0] // case.size[0]))
-    return worst, float(np.mean(drops)) if drops else None
+            error = np.abs(case.pick(output) - case.expected)
+        self._add(case, error, picture, case.psnr_y)
+
+    def _add(self, case: Case, error: NDArray[np.float32], picture: NDArray[np.uint8], psnr: float | None) -> None:
+        self.worst = max(self.worst, math.inf if np.isnan(error).any() else float(error.max()))
+        if case.hr is not None and psnr is not None:
+            self.drops.append(psnr - psnr_y(picture, case.hr, case.hr.shape[0] // case.size[0]))
+
+    @property
+    def drop(self) -> float | None:
+        return float(np.mean(self.drops)) if self.drops else None
+
+    def passed(self, precision: str) -> bool:
+        limits = self.proof.tolerances
+        if precision == "fp32":
+            return self.worst <= limits.fp32_max_abs_err
+        return self.worst <= limits.bf16_max_abs_err and self.drop is not None and self.drop <= limits.bf16_psnr_drop_db
 
 
-def _verdict(precision: str, worst: float, drop: float | None, proof: Proof) -> bool:
-    limits = proof.tolerances
-    if precision == "fp32":
-        return worst <= limits.fp32_max_abs_err
-    return worst <= limits.bf16_max_abs_err and drop is not None and drop <= limits.bf16_psnr_drop_db
+class _Int8Tally(_Tally):
+    """int8 is compared with the fake-quantized torch model, byte by byte; the drop is against the float one."""
+
+    def __init__(self, proof: Proof) -> None:
+        super().__init__(proof)
+        self.bytes = self.off = 0
+        self.differences: list[float] = []
+
+    def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
+        if case.expected_int8 is None:
+            raise BundleError(f"the proof says nothing of int8 for {case.name}")
+        levels = np.abs(case.pick(picture).astype(np.int16) - case.expected_int8)
+        self.bytes += levels.size
+        self.off += int((levels > 1).sum())
+        self._add(case, levels.astype(np.float32) / np.float32(255), picture, case.psnr_y)
+        if case.hr is not None and case.psnr_y is not None and case.psnr_y_int8 is not None:
+            self.differences.append(self.drops[-1] - (case.psnr_y - case.psnr_y_int8))
+
+    def passed(self, precision: str) -> bool:
+        limits = self.proof.tolerances
+        equal = self.off <= limits.int8_bytes_off * self.bytes
+        alike = bool(self.differences) and abs(float(np.mean(self.differences))) <= limits.int8_psnr_diff_db
+        return equal and alike and self.proof.int8_gate_met
 
 
 def check_variants(
@@ -130,39 +164,56 @@ def check_variants(
 ) -> tuple[Variant, ...]:
     """Run every engine × precision × graph of the bundle over the proof's cases."""
     threads = threads or cpu.available_threads()
-    sizes = tuple(case.size for case in proof.cases)
     rows = []
     for precision in precisions:
+        decoder = bundle.manifest.graph("decoder", precision)
+        if decoder is None:
+            raise BundleError(f"the bundle {bundle.path} has no {precision} decoder, but its variants name one")
         for backend in BACKENDS:
             if precision not in supported_precisions(backend):
                 continue
             if progress:
                 progress(f"{backend} {precision}")
-            decoder = bundle.manifest.graphs["decoder"]
             if precision == "bf16" and not cpu.has_bf16():
                 rows.append(Variant(precision, backend, decoder, None, None, (), None, "this CPU has no bf16"))
                 continue
-            pipeline = Pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=proof.seed)
-
-            def chain(case: Case, pipeline: Pipeline = pipeline) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-                output = pipeline.run(to_graph(case.lr))
-                return output[0].transpose(1, 2, 0), from_graph(output, case.lr)
-
-            worst, drop = _measure(chain, proof, eight_bit=False)
-            passed = _verdict(precision, worst, drop, proof)
-            rows.append(Variant(precision, backend, decoder, worst, drop, sizes, passed))
-            for name, session in _single_graphs(bundle, backend, precision, threads):
-
-                def single(case: Case, session: Session = session) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-                    (picture,) = session.run({"image": case.lr[None]})
-                    if picture.dtype != np.uint8 or picture.shape != (1, *case.size_out(bundle.manifest.scale), 3):
-                        raise BundleError(f"a single graph of {bundle.path} gives {picture.dtype} {picture.shape}")
-                    return picture[0].astype(np.float32) / np.float32(255), picture[0]
-
-                worst, drop = _measure(single, proof, eight_bit=True)
-                passed = _verdict(precision, worst, drop, proof)
-                rows.append(Variant(precision, backend, name, worst, drop, sizes, passed))
+            runs = {decoder: _chain(bundle, backend, precision, threads, proof.seed)}
+            runs |= {name: _single(bundle, s) for name, s in _single_graphs(bundle, backend, precision, threads)}
+            rows += [_row(run, name, backend, precision, proof) for name, run in runs.items()]
     return tuple(rows)
+
+
+def _chain(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Run:
+    """Encoder, reverse process and decoder, one after the other."""
+    pipeline = Pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
+
+    def run(case: Case) -> tuple[NDArray[np.float32] | None, NDArray[np.uint8]]:
+        if precision == "int8":
+            return None, pipeline.picture(case.lr)
+        output = pipeline.run(to_graph(case.lr))
+        return output[0].transpose(1, 2, 0), from_graph(output, case.lr)
+
+    return run
+
+
+def _single(bundle: Bundle, session: Session) -> Run:
+    """The whole network as one graph, uint8 in and out."""
+
+    def run(case: Case) -> tuple[None, NDArray[np.uint8]]:
+        (picture,) = session.run({"image": case.lr[None]})
+        if picture.dtype != np.uint8 or picture.shape != (1, *case.size_out(bundle.manifest.scale), 3):
+            raise BundleError(f"a single graph of {bundle.path} gives {picture.dtype} {picture.shape}")
+        return None, picture[0]
+
+    return run
+
+
+def _row(run: Run, graph: str, backend: Backend, precision: Precision, proof: Proof) -> Variant:
+    tally = (_Int8Tally if precision == "int8" else _Tally)(proof)
+    for case in proof.cases:
+        tally.add(case, *run(case))
+    sizes = tuple(case.size for case in proof.cases)
+    return Variant(precision, backend, graph, tally.worst, tally.drop, sizes, tally.passed(precision))
 
 
 def verify(bundle: Bundle, *, threads: int | None = None, progress: Progress | None = None) -> Verification:

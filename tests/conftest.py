@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,20 @@ def with_bf16_rows(bundle: Path) -> None:
     variants = json.loads((bundle / "manifest.json").read_text())["variants"]
     fp32 = next(v for v in variants if (v["precision"], v["engine"], v["graph"]) == ("fp32", "openvino", "decoder.onnx"))
     rewrite_manifest(bundle, variants=[*(v for v in variants if v["precision"] != "bf16"), fp32 | {"precision": "bf16"}])
+
+
+def without_int8(bundle: Path) -> None:
+    """Take the int8 rows out of the proof."""
+    variants = json.loads((bundle / "manifest.json").read_text())["variants"]
+    rewrite_manifest(bundle, variants=[row for row in variants if row["precision"] != "int8"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes that they start, leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDSR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ def listing(folder: Path) -> list[str]:
     [
         [],
         *([name] for name in ("export", "verify", "info", "upscale")),
-        *(["train", name] for name in ("stage1", "stage2", "plot")),
-        *(["bench", name] for name in ("quality", "crops", "prior", "candidates")),
+        *(["train", name] for name in ("stage1", "stage2", "qat", "plot")),
+        *(["bench", name] for name in ("quality", "crops", "prior", "candidates", "int8")),
     ],
 )
 def test_every_command_has_help_with_an_example(command: list[str]) -> None:
@@ -131,7 +131,7 @@ def test_export_refuses_outputs(checkpoint: Path, bundle: Path, tmp_path: Path) 
 def test_export_says_which_variant_failed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rdsr.runtime import verify
 
-    monkeypatch.setattr(verify, "_verdict", lambda precision, *_: False)
+    monkeypatch.setattr(verify._Tally, "passed", lambda self, precision: False)
     refused(run("export", checkpoint, "-o", tmp_path / "b", "--precision", "fp32", "--json"), "fp32 on openvino", code=1)
     assert listing(tmp_path) == []
 
@@ -238,7 +238,7 @@ def test_engine_failure_on_one_picture_is_not_the_users_fault(
     def fail(*_: object) -> None:
         raise EngineError("out of order")
 
-    monkeypatch.setattr(Pipeline, "run", fail)
+    monkeypatch.setattr(Pipeline, "picture", fail)
     source = write(tmp_path / "a.png")
     refused(run("upscale", source, "-o", tmp_path / "o.png", "--bundle", exported), "a.png", "out of order", code=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .config import PRESETS, RDSRConfig
 from .network import RDSR
+from .quantized import QuantizedDecoder
 
 __all__ = ["PRESETS", "RDSR", "RDSRConfig", "build", "config_from_dict", "config_from_shapes", "matches"]
 
@@ -34,6 +35,11 @@ def config_from_dict(values: Mapping[str, Any]) -> RDSRConfig:
     return RDSRConfig.from_dict(values)
 
 
-def build(config: RDSRConfig) -> RDSR:
-    """A network of these sizes with initial weights."""
-    return RDSR(config)
+def build(config: RDSRConfig, shapes: Mapping[str, tuple[int, ...]]) -> RDSR:
+    """A network of these sizes with initial weights, and a quantized decoder where the keys show one."""
+    network = RDSR(config)
+    prefix = "quantized."
+    quantized = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    if quantized:
+        network.quantized = QuantizedDecoder.from_shapes(config, quantized)
+    return network

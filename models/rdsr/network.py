@@ -15,6 +15,7 @@ from .config import RDSRConfig
 from .decoder import RepDecoder
 from .diffusion import Denoiser, Schedule, reverse_process
 from .encoders import ConditionEncoder, LatentPriorEncoder
+from .quantized import QuantizedDecoder
 
 __all__ = ["RDSR"]
 
@@ -26,6 +27,8 @@ class RDSR(nn.Module):
     """Sizes of this network."""
     lpe: LatentPriorEncoder | None
     """Latent prior encoder, training only; `None` once dropped."""
+    quantized: QuantizedDecoder | None
+    """The decoder as quantization-aware training left it, beside the float one that it came from; `None` before."""
 
     def __init__(self, config: RDSRConfig) -> None:
         super().__init__()
@@ -34,6 +37,7 @@ class RDSR(nn.Module):
         self.condition_encoder = ConditionEncoder(config)
         self.denoiser = Denoiser(config)
         self.decoder = RepDecoder(config)
+        self.quantized = None
         self.schedule = Schedule.linear(config.steps, config.beta_start, config.beta_end)
 
     # What export needs of a network, see `models/interface.py`.
@@ -90,11 +94,11 @@ class RDSR(nn.Module):
         return self.decode(lr, self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise))
 
     def fuse(self) -> RDSR:
-        """The deployment form: branches folded, LPE dropped. The original is left as it is."""
+        """The float deployment form: branches folded, LPE dropped. The original is left as it is."""
         fused = copy.deepcopy(self)
         fused.config = dataclasses.replace(self.config, branches=(), lpe_depth=0)
         fused.decoder = self.decoder.fuse()
-        fused.lpe = None
+        fused.lpe = fused.quantized = None
         return fused
 
     def training_only(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from .errors import TrainingError
 
 __all__ = ["STAGES", "TrainConfig", "find_config"]
 
-STAGES = ("stage1", "stage2")
+STAGES = ("stage1", "stage2", "qat")
 OPTIMIZERS = ("muon", "adam")
 PIXEL_LOSSES = ("l1", "l2")
 
@@ -29,15 +29,17 @@ class TrainConfig:
     """Everything that decides what a run computes. Read from TOML by `load`; unknown fields are refused by name."""
 
     stage: str
-    """"stage1" (LPE and RepD together) or "stage2" (LPE frozen; condition encoder, denoiser and RepD)."""
-    preset: str
-    """Size of the network: "base", "small" or "tiny"."""
+    """"stage1" (LPE and RepD together), "stage2" (LPE frozen; condition encoder, denoiser and RepD) or "qat"
+    (quantization-aware: the fused decoder with int8's rounding in it, the rest frozen)."""
+    preset: str = ""
+    """Size of the network: "base", "small" or "tiny"; not for qat, whose network is that of `init`."""
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `RDSRConfig` that differ from the preset, e.g. {scale = 2}."""
     data: tuple[str, ...] = ()
     """Folders of training pictures, relative to the working directory."""
     init: str = ""
-    """Checkpoint to start from, relative to the working directory; stage2 needs the result of a stage1 run."""
+    """Checkpoint to start from, relative to the working directory, or a shipped model's name; stage2 needs the result of a
+    stage1 run, qat a finished network."""
     grow: bool = False
     """Whether `init` is a smaller network of the family, to be widened and deepened into one that computes the same."""
     iterations: int
@@ -54,6 +56,8 @@ class TrainConfig:
     modulation_rate: float = 0.02
     """Learning rate of the modulation layers, as a multiple of the others'. Each of their outputs sums over all elements
     of z, so Adam's equal steps add up: 900 steps of `small`, all by Adam, end at 27.24 dB on Kodak24 with 1, at 28.26 so."""
+    range_rate: float = 10.0
+    """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6
     """Learning rate that the cosine schedule ends on."""
     warmup: int = 200
@@ -98,7 +102,10 @@ class TrainConfig:
                 refuse(name, what)
         if self.stage not in STAGES:
             refuse("stage", f"one of {', '.join(STAGES)}")
-        if self.preset not in PRESETS:
+        if self.stage == "qat":
+            if self.preset or self.network or self.grow:
+                raise TrainingError("preset, network and grow are not for qat, whose network is that of init")
+        elif self.preset not in PRESETS:
             refuse("preset", f"one of {', '.join(PRESETS)}")
         if self.optimizer not in OPTIMIZERS:
             refuse("optimizer", f"one of {', '.join(OPTIMIZERS)}")
@@ -114,13 +121,15 @@ class TrainConfig:
             ("iterations", 1, 100_000_000), ("batch", 1, 4096), ("warmup", 0, 1_000_000), ("seed", 0, 2**31),
             ("validate_every", 1, 100_000_000), ("learning_rate", 1e-9, 1.0), ("final_learning_rate", 0.0, 1.0),
             ("ema_decay", 0.0, 0.999999), ("gradient_clip", 1e-6, 1e6), ("spike_factor", 1.1, 1e6),
-            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0),
+            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
         ):  # fmt: skip
             value = getattr(self, name)
             whole = isinstance(low, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
                 refuse(name, f"a {'whole ' if whole else ''}number from {low} to {high}")
+        if self.stage == "qat":
+            return
         try:
             network = self.network_config()
         except ValueError as error:

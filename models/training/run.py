@@ -10,10 +10,11 @@ import torch
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
+from ..rdsr.calibrate import Ranges, calibrate, sample_of
 from ..rdsr.config import RDSRConfig
 from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
-from ..registry import ARCHITECTURES, config_from_metadata
+from ..registry import ARCHITECTURES, config_from_metadata, load_model, resolve_checkpoint
 from .config import TrainConfig
 from .data import PatchSource
 from .errors import TrainingError
@@ -26,6 +27,8 @@ __all__ = ["train"]
 def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     """Start from a checkpoint of the same network, or with `grown` of a smaller one: stage2 needs the LPE as well."""
     tensors, metadata = read_checkpoint(path)
+    # What quantization-aware training made of an earlier state of these weights is not theirs any more.
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("quantized.")}
     wanted = network.state_dict()
     if grown:
         try:
@@ -48,6 +51,32 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     if lacking := [key for key in wanted if key.startswith(parts) and key not in tensors]:
         raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which {stage} starts from")
     network.load_state_dict(tensors, strict=False)
+
+
+QAT_START = Ranges(percentile=0.9999, equalization=0.85)
+"""Ranges that quantization-aware training starts from: of `small` and `tiny`, the best ones post-training."""
+_CALIBRATION_PICTURES = 12
+_CALIBRATION_SIDE = 96
+
+
+def _finished_network(path: Path) -> RDSR:
+    """The network of a finished checkpoint."""
+    network = load_model(path).network
+    if not isinstance(network, RDSR):
+        raise TrainingError(f"{path} holds no network of the rdsr family")
+    return network
+
+
+def _quantize(network: RDSR, source: PatchSource) -> None:
+    """Give the network a quantized decoder, with ranges from the middles of some of the training pictures."""
+    noise = torch.randn(1, network.config.latent_size, generator=torch.Generator().manual_seed(0))
+    spread = source.pairs[:: max(1, len(source.pairs) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
+    samples = []
+    for _, lr in spread:
+        top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
+        middle = lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
+        samples.append(sample_of(network, middle, noise))
+    network.quantized = calibrate(network, samples, QAT_START)
 
 
 def train(
@@ -79,17 +108,24 @@ def train(
         raise TrainingError("grow starts from a smaller network: name its checkpoint with init in the config or --init")
     if config.stage == "stage2" and not (config.init or resume):
         raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
+    if config.stage == "qat" and not (config.init or resume):
+        raise TrainingError("qat starts from a finished checkpoint: name it with init in the config or --init")
     torch.manual_seed(config.seed)
-    network = RDSR(config.network_config())
     state = read_state(folder, config) if resume else None
     if state is not None and state["step"] >= config.iterations:
         return folder / "ema.safetensors"
-    if state is None and config.init:
-        _start_from(network, Path(config.init), config.stage, grown=config.grow)
+    if config.stage == "qat":
+        network = _finished_network(folder / "ema.safetensors" if resume else resolve_checkpoint(config.init))
+    else:
+        network = RDSR(config.network_config())
+        if state is None and config.init:
+            _start_from(network, resolve_checkpoint(config.init), config.stage, grown=config.grow)
     pairs = load_pairs(validation, network.config.scale) if validation else []
     source = PatchSource(
         [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
     )
+    if config.stage == "qat" and state is None:
+        _quantize(network, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,11 @@ from .errors import TrainingError
 
 __all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "stage_losses"]
 
-STAGE_PARTS = {"stage1": ("lpe", "decoder"), "stage2": ("condition_encoder", "denoiser", "decoder")}
+STAGE_PARTS = {
+    "stage1": ("lpe", "decoder"),
+    "stage2": ("condition_encoder", "denoiser", "decoder"),
+    "qat": ("quantized",),
+}
 """Submodules of RDSR that a stage trains; the rest stays as it was."""
 
 
@@ -28,13 +32,19 @@ class Losses:
     pixel: Tensor
     """L1 on pixels in [0, 1], whatever the loss is: what the log shows of every run."""
     prior: Tensor
-    """L1 between the latent prior of the reverse process and the LPE's; 0 in stage1."""
+    """L1 between the latent prior of the reverse process and the LPE's; 0 but in stage2."""
 
 
 def _lpe(network: RDSR) -> nn.Module:
     if network.lpe is None:
         raise TrainingError("this network has no latent prior encoder, so it cannot be trained")
     return network.lpe
+
+
+def _quantized(network: RDSR) -> nn.Module:
+    if network.quantized is None:
+        raise TrainingError("this network has no quantized decoder to train")
+    return network.quantized
 
 
 def picture_loss(sr: Tensor, hr: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
@@ -53,6 +63,11 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
         z = _lpe(network)(lr, hr)
         loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
         return Losses(loss, pixel, torch.zeros(()))
+    if config.stage == "qat":
+        with torch.no_grad():
+            z = network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)
+        loss, pixel = picture_loss(_quantized(network)(lr, z), hr, config)
+        return Losses(loss, pixel, torch.zeros(()))
     with torch.no_grad():
         target = _lpe(network)(lr, hr).float()
     pooled = network.feature_map(lr).mean(dim=(2, 3))
@@ -64,9 +79,16 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
 
 
 def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The picture a validation looks at: stage1 takes z from the LPE (so it sees HR), stage2 from the reverse process."""
+    """The picture a validation looks at: stage1 takes z from the LPE, which sees HR, the others from the reverse process."""
     if stage == "stage1":
         return lambda lr, hr: network.decoder(lr, _lpe(network)(lr, hr))
     # The noise of seed 0 as deployment draws it (`runtime.pipeline.initial_noise`): validation sees the shipped function.
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal((1, network.config.latent_size))).float()
+    if stage == "qat":
+
+        def quantized(lr: Tensor, hr: Tensor) -> Tensor:
+            z = network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise.to(lr.device))
+            return _quantized(network)(lr, z)
+
+        return quantized
     return lambda lr, hr: network(lr, noise.to(lr.device))

@@ -77,9 +77,11 @@ def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimize
     if config.optimizer == "adam":
         kernels = set()
     modulating = {name for name in trained if ".modulation." in name}
+    ranges = {name for name in trained if ".log_" in name}
     groups = [
-        {"params": [p for n, p in trained.items() if n not in kernels | modulating], "rate": 1.0},
+        {"params": [p for n, p in trained.items() if n not in kernels | modulating | ranges], "rate": 1.0},
         {"params": [p for n, p in trained.items() if n in modulating], "rate": config.modulation_rate},
+        {"params": [p for n, p in trained.items() if n in ranges], "rate": config.range_rate},
     ]
     adam = torch.optim.Adam([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     if not kernels:
@@ -112,7 +114,8 @@ class Trainer:
         self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if threads:
             torch.set_num_threads(threads)
-        self.autocast = self.device.type == "cuda" or cpu_has_bf16()
+        # The levels that quantization-aware training rounds to need more digits than bf16 has.
+        self.autocast = config.stage != "qat" and (self.device.type == "cuda" or cpu_has_bf16())
         self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = STAGE_PARTS[config.stage]
         for name, parameter in self.network.named_parameters():
@@ -150,8 +153,8 @@ class Trainer:
         }
         network_config = self.network.config.to_dict()
         notes = {"stage": self.config.stage, "iterations": str(self.step), "ema_decay": str(self.config.ema_decay)}
-        parts = STAGE_PARTS["stage1"] if self.config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"])
-        weights = {key: value for key, value in self.ema.items() if key.split(".")[0] in parts}
+        parts = STAGE_PARTS["stage1"] if self.config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"], "quantized")
+        weights = {key: value for key, value in self._averaged().state_dict().items() if key.split(".")[0] in parts}
         save_checkpoint(self.folder / "ema.safetensors", weights, "rdsr", network_config, notes)
         # The state last: where it says that a run is finished, the result is there.
         content = io.BytesIO()  # torch's writer turns a full disk into an error of its own kind
@@ -186,10 +189,17 @@ class Trainer:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def validate(self) -> float:
-        """Mean PSNR-Y in dB of the EMA weights over the validation pairs, float32."""
+    def _averaged(self) -> RDSR:
+        """The network with the EMA weights, quantized ones at their levels."""
         averaged = copy.deepcopy(self.network).eval()
         averaged.load_state_dict(self.ema)
+        if averaged.quantized is not None:
+            averaged.quantized.snap()
+        return averaged
+
+    def validate(self) -> float:
+        """Mean PSNR-Y in dB of the EMA weights over the validation pairs, float32."""
+        averaged = self._averaged()
         predict = predict_with(averaged, self.config.stage)
         return mean_psnr_y(predict, self.pairs, averaged.config.scale, self.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 
-__all__ = ["OpenVinoSession", "shared_core"]
+__all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision of everything that is not quantized; OpenVINO picks bf16 by itself where it is not told."""
@@ -28,6 +29,21 @@ def shared_core() -> ov.Core:
     the last core goes, without taking it off the thread: the next signal, Ctrl-C say, then kills the process.
     """
     return ov.Core()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutedLayer:
+    """One layer of a compiled graph, as OpenVINO's CPU plugin reports it."""
+
+    name: str
+    kind: str
+    """E.g. "Convolution", "Eltwise", "Reorder"."""
+    precision: str
+    """It computes in, e.g. "u8", "f32"."""
+    inputs: tuple[str, ...]
+    """Names of the layers that it reads."""
+    origins: tuple[str, ...]
+    """Names of the operations of the original graph that were fused into it."""
 
 
 class OpenVinoSession:
@@ -59,6 +75,22 @@ class OpenVinoSession:
     def effective_precision(self) -> str:
         """What OpenVINO reports as its inference precision, e.g. "f32" or "bf16"."""
         return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+    def execution(self) -> tuple[ExecutedLayer, ...]:
+        """The layers that really run, in their order."""
+        layers = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
+            layers.append(
+                ExecutedLayer(
+                    name=node.get_friendly_name(),
+                    kind=facts.get("layerType", ""),
+                    precision=facts.get("runtimePrecision", ""),
+                    inputs=tuple(port.get_source_output().get_node().get_friendly_name() for port in node.inputs()),
+                    origins=tuple(facts.get("originalLayersNames", "").split(",")),
+                )
+            )
+        return tuple(layers)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Session.run`."""

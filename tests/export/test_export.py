@@ -22,6 +22,7 @@ from rdsr.runtime.bundle import Bundle
 from rdsr.tests.conftest import CONFIG, random_network, write_checkpoint
 
 GRAPHS = ("encoder.onnx", "reverse.onnx", "decoder.onnx", "model.onnx", "model.xml", "model.bin")
+INT8_GRAPHS = ("decoder.int8.onnx", "model.int8.onnx", "model.int8.xml", "model.int8.bin")
 
 
 def listing(folder: Path) -> list[str]:
@@ -29,7 +30,7 @@ def listing(folder: Path) -> list[str]:
 
 
 def test_bundle_is_complete_and_proven(exported: Path) -> None:
-    assert listing(exported) == sorted([*GRAPHS, "manifest.json", "proof.json", "proof.safetensors"])
+    assert listing(exported) == sorted([*GRAPHS, *INT8_GRAPHS, "manifest.json", "proof.json", "proof.safetensors"])
     manifest = Bundle(exported).manifest
     assert manifest.scale == 4
     assert manifest.fusion["max_abs_err"] <= 1e-5
@@ -60,7 +61,7 @@ def test_two_exports_in_fresh_processes_are_byte_identical(checkpoint: Path, tmp
         command = [sys.executable, "-m", "rdsr.cli", "export", str(checkpoint), "-o", str(tmp_path / name), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["passed"] is True
-        files = (*GRAPHS, "proof.safetensors")
+        files = (*GRAPHS, *INT8_GRAPHS, "proof.safetensors", "manifest.json")
         digests.append({g: hashlib.sha256((tmp_path / name / g).read_bytes()).hexdigest() for g in files})
     assert digests[0] == digests[1]
 
@@ -176,14 +177,16 @@ def test_unknown_precisions_are_named(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_failed_proof_is_not_written_or_kept_apart(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    """A network whose graphs differ from torch: the deployed decoder is disturbed behind the accounting's back."""
+    """A network whose graphs differ from torch: the decoder is another one while the proof is made."""
     before = (bundle / "manifest.json").read_bytes()
     original = exporter.build_proof
 
-    def disturbed(network: torch.nn.Module, seed: int) -> object:
+    def disturbed(network: torch.nn.Module, *rest: object) -> object:
         with torch.no_grad():
             network.decoder.tail.bias.add_(1e-3)
-        return original(network, seed)
+            proof = original(network, *rest)
+            network.decoder.tail.bias.sub_(1e-3)
+        return proof
 
     monkeypatch.setattr(exporter, "build_proof", disturbed)
     result = export_checkpoint(

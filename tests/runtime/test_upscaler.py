@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from rdsr.models.rdsr import RDSR
 from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
 from rdsr.runtime.arrays import from_graph, to_graph
+from rdsr.runtime.choice import choose
 from rdsr.runtime.pipeline import initial_noise
-from rdsr.runtime.upscaler import choose
-from rdsr.tests.conftest import CONFIG, rewrite_manifest, with_bf16_rows
+from rdsr.tests.conftest import CONFIG, rewrite_manifest, with_bf16_rows, without_int8
 
 RNG = np.random.default_rng(0)
 KINDS = [(), (1,), (2,), (3,), (4,)]
@@ -125,17 +125,17 @@ def test_many_threads_get_the_same_bytes(auto: Upscaler) -> None:
 
 def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_bf16", lambda: False)
-    effective = Upscaler.load(exported).effective
+    effective = Upscaler.load(exported, precision="fp32").effective
     assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
-    assert "no bf16" in effective.reason
+    assert effective.reason == "fp32: asked for; onnxruntime: the faster of the two at fp32"
     with pytest.raises(OptionError, match="no bf16 arithmetic"):
         Upscaler.load(exported, precision="bf16")
     assert effective.threads == cpu.available_threads()
-    assert Upscaler.load(exported, backend="onnxruntime").effective.precision == "fp32"
 
 
 def test_auto_takes_bf16_where_cpu_and_proof_allow(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_bf16_rows(bundle)
+    without_int8(bundle)
     monkeypatch.setattr(cpu, "has_bf16", lambda: True)
     assert choose(Bundle(bundle), "auto", "auto")[:2] == ("openvino", "bf16")
     assert choose(Bundle(bundle), "onnxruntime", "auto")[:2] == ("onnxruntime", "fp32")
@@ -157,7 +157,7 @@ def test_sixteen_bit_and_float_pictures_run_in_float32(auto: Upscaler) -> None:
 
 
 def test_openvino_really_runs_the_precision_it_was_given(exported: Path) -> None:
-    wanted = {"fp32": "f32"} | ({"bf16": "bf16"} if cpu.has_bf16() else {})
+    wanted = {"fp32": "f32", "int8": "f32"} | ({"bf16": "bf16"} if cpu.has_bf16() else {})
     for precision, name in wanted.items():
         pipeline = Upscaler.load(exported, backend="openvino", precision=precision)._pipeline
         assert pipeline._decoder.effective_precision == name
@@ -182,6 +182,7 @@ def test_bad_options_are_named(exported: Path, options: dict[str, object], word:
 
 
 def test_variants_that_were_not_proven_are_refused(bundle: Path) -> None:
+    without_int8(bundle)
     with pytest.raises(BundleError, match="no proven int8 variant"):
         Upscaler.load(bundle, precision="int8")
     rewrite_manifest(bundle, variants=[])

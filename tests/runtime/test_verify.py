@@ -22,7 +22,7 @@ def test_good_bundle_passes(exported: Path) -> None:
     report = verify(Bundle(exported)).to_dict()
     assert report["passed"] is True
     assert set(report) == {"bundle", "arch", "scale", "params", "steps", "variants", "fusion", "passed"}
-    assert len(report["variants"]) == (8 if cpu.has_bf16() else 5)
+    assert len(report["variants"]) == (13 if cpu.has_bf16() else 10)
 
 
 def test_proof_that_does_not_hold_fails(bundle: Path) -> None:

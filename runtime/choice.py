@@ -1,0 +1,103 @@
+"""Which engine and which precision a bundle runs in on this machine, and why."""
+
+from __future__ import annotations
+
+import math
+
+from . import cpu
+from .bundle import Bundle, Manifest
+from .engines import BACKENDS, PRECISIONS, Backend, Precision, supported_precisions
+from .errors import BundleError, OptionError
+from .speed import Timing, int8_against_float
+
+__all__ = ["MAX_INT8_DROP_DB", "choose"]
+
+MAX_INT8_DROP_DB = 0.02
+"""Largest PSNR drop of an int8 variant that `auto` puts up with."""
+_ORDER: dict[Precision, tuple[Backend, ...]] = {
+    # Decoders of 8 to 30 convolutions at 128×128 LR, two threads: ONNX Runtime takes 0.55 to 0.87 of OpenVINO's time on a
+    # Xeon with AMX, and the two are equal on an EPYC; new sizes stall it less as well.
+    "fp32": ("onnxruntime", "openvino"),
+    "bf16": ("openvino",),
+    # `rdsr bench int8`: ONNX Runtime takes 1.05 to 1.15 of OpenVINO's time.
+    "int8": ("openvino", "onnxruntime"),
+}
+"""Engines of a precision, the faster one first."""
+
+
+def choose(bundle: Bundle, backend: str, precision: str, threads: int | None = None) -> tuple[Backend, Precision, str]:
+    """Engine and precision for what was asked (or "auto"), with the reason. `threads`: for what has to be timed.
+
+    Raises `OptionError` for what cannot be had on this machine, `BundleError` where the bundle has no proven variant.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
+    if precision not in ("auto", *PRECISIONS):
+        raise OptionError(f"precision must be auto, {', '.join(PRECISIONS)}, not {precision!r}")
+    if backend != "auto" and precision != "auto" and precision not in supported_precisions(backend):
+        raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
+    if precision == "bf16" and not cpu.has_bf16():
+        raise OptionError("this CPU has no bf16 arithmetic; use fp32")
+    if precision == "auto":
+        chosen, reason = _precision(bundle, backend, threads or cpu.available_threads())
+    else:
+        chosen, reason = precision, "asked for"  # type: ignore[assignment]
+    reasons = [f"{chosen}: {reason}"]
+    manifest = bundle.manifest
+    engine = _engine(manifest, backend, chosen)
+    if backend != "auto":
+        reasons.append(f"{engine}: asked for")
+    else:
+        reasons.append(
+            f"{engine}: " + ("the faster of the two" if engine == _ORDER[chosen][0] else "proven") + f" at {chosen}"
+        )
+    if not manifest.proven(chosen, engine):
+        have = ", ".join(manifest.precisions) or "none"
+        raise BundleError(f"the bundle {bundle.path} has no proven {chosen} variant for {engine}; proven are: {have}")
+    return engine, chosen, "; ".join(reasons)
+
+
+def _engine(manifest: Manifest, backend: str, precision: Precision) -> Backend:
+    """The engine asked for, or the fastest one that is proven at this precision."""
+    if backend != "auto":
+        return backend  # type: ignore[return-value]
+    order = _ORDER[precision]
+    return next((engine for engine in order if manifest.proven(precision, engine)), order[0])
+
+
+def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, str]:
+    """int8 where the CPU is made for it and it costs nothing to speak of; else bf16; else the faster of int8 and float32."""
+    manifest = bundle.manifest
+    engine = _engine(manifest, backend, "int8")
+    drop = manifest.psnr_drop("int8", engine)
+    if not manifest.proven("int8", engine):
+        no_int8 = "the bundle has no proven int8 variant" + ("" if backend == "auto" else f" for {backend}")
+    elif not drop <= MAX_INT8_DROP_DB:
+        no_int8 = f"int8 loses {drop:.3f} dB, more than {MAX_INT8_DROP_DB}"
+    elif cpu.has_vnni():
+        return "int8", f"the CPU multiplies 8-bit numbers natively, and it loses {max(drop, 0):.3f} dB"
+    else:
+        no_int8 = ""
+    limit = "" if cpu.isa_cap() is None else f" (ONEDNN_MAX_CPU_ISA={cpu.isa_cap()})"
+    if backend != "onnxruntime" and cpu.has_bf16() and manifest.proven("bf16", "openvino"):
+        return (
+            "bf16",
+            f"the CPU multiplies it natively, the bundle's proof passed, and {no_int8 or f'there is no VNNI{limit}'}",
+        )
+    if backend == "onnxruntime":
+        no_bf16 = "onnxruntime has no bf16 convolution"
+    elif not cpu.has_bf16():
+        no_bf16 = f"the CPU has no bf16{limit}"
+    else:
+        no_bf16 = "the bundle has no proven bf16 variant"
+    if no_int8:
+        return "fp32", f"{no_int8}, and {no_bf16}"
+    timing = int8_against_float(bundle, engine, _engine(manifest, backend, "fp32"), threads)
+    return _faster(timing, limit)
+
+
+def _faster(timing: Timing, limit: str) -> tuple[Precision, str]:
+    shown = f"{timing.int8_ms:.1f} ms against {timing.fp32_ms:.1f} ms of fp32"
+    if timing.int8_ms < timing.fp32_ms and math.isfinite(timing.int8_ms):
+        return "int8", f"the CPU has no VNNI{limit}, its int8 is still the faster one here ({shown})"
+    return "fp32", f"the CPU has no VNNI{limit}, and its int8 is no faster here ({shown})"

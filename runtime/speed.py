@@ -1,0 +1,105 @@
+"""How fast int8 and float32 are on this machine, measured once for a bundle and remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cpu
+from .bundle import Bundle
+from .engines import Backend, Precision, load_session
+from .errors import OutputError
+from .files import atomic_write, read_regular
+
+__all__ = ["Timing", "cache_folder", "int8_against_float"]
+
+logger = logging.getLogger(__name__)
+_SIDE = 96
+_ROUNDS = 5
+_LOCK = threading.Lock()
+_KNOWN: dict[str, Timing] = {}
+"""Of this process: one answer for its whole life, whatever happens to the disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of the decoder at 96×96 LR."""
+
+    int8_ms: float
+    fp32_ms: float
+
+
+def cache_folder() -> Path:
+    """Where results that only save time are kept: RDSR_CACHE_DIR, else `rdsr` in the user's cache folder (XDG)."""
+    if own := os.environ.get("RDSR_CACHE_DIR"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rdsr"
+
+
+def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend, threads: int) -> Timing:
+    """Time the decoder in both precisions, each on its engine, interleaved.
+
+    The answer is kept in memory and on disk: a service that starts again makes the same choice, and the same bytes.
+    """
+    digests = [bundle.manifest.files[name][0] for name in sorted(bundle.manifest.files) if name.startswith("decoder")]
+    versions = [importlib.metadata.version(name) for name in ("openvino", "onnxruntime")]
+    facts = [digests, versions, int8, fp32, threads, cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    with _LOCK:
+        if key not in _KNOWN:
+            _KNOWN[key] = _remembered(key) or _measure(bundle, int8, fp32, threads, key)
+        return _KNOWN[key]
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / f"int8-speed-{key}.json"
+
+
+def _remembered(key: str) -> Timing | None:
+    try:
+        content = json.loads(read_regular(_file(key), 4096))
+        timing = Timing(float(content["int8_ms"]), float(content["fp32_ms"]))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):  # RuntimeError: there is no home folder
+        return None
+    return timing if all(math.isfinite(ms) and ms > 0 for ms in dataclasses.astuple(timing)) else None
+
+
+def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: str) -> Timing:
+    picture = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), dtype=np.uint8)
+    z = np.zeros((1, bundle.manifest.latent_size), np.float32)
+    lr = np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    engines: dict[Precision, Backend] = {"int8": int8, "fp32": fp32}
+    sessions = {
+        precision: load_session(
+            bundle.graph(bundle.manifest.role("decoder", precision)), backend=engine, precision=precision, threads=threads
+        )
+        for precision, engine in engines.items()
+    }
+    inputs: dict[str, dict[str, NDArray[Any]]] = {"int8": {"image": picture, "z": z}, "fp32": {"lr": lr, "z": z}}
+    times: dict[str, list[float]] = {precision: [] for precision in sessions}
+    for index in range(_ROUNDS + 1):
+        for precision, session in sessions.items():
+            started = time.perf_counter()
+            session.run(inputs[precision])
+            if index:  # the first round warms up
+                times[precision].append((time.perf_counter() - started) * 1e3)
+    timing = Timing(statistics.median(times["int8"]), statistics.median(times["fp32"]))
+    try:
+        atomic_write(_file(key), json.dumps(dataclasses.asdict(timing)).encode())
+    except (OutputError, RuntimeError) as error:  # read-only or full disk, no home folder: measured again next time
+        logger.debug("the measured speed of int8 is not remembered: %s", error)
+    return timing
