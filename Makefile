@@ -28,7 +28,7 @@ demo: $(VENV)/.export  ## export the shipped checkpoint, verify it, upscale the 
 	$(BIN)/rdsr export $(MODEL) -o demo/$(MODEL).bundle --force
 	$(BIN)/rdsr verify demo/$(MODEL).bundle
 	$(BIN)/rdsr upscale export/samples/LRx4/portrait.png -o demo/portrait-x4.png --bundle demo/$(MODEL).bundle
-	$(BIN)/rdsr bench quality --dataset export/samples --bundle demo/$(MODEL).bundle --bicubic -o demo/report
+	$(BIN)/rdsr bench quality --dataset export/samples --bundle demo/$(MODEL).bundle --precision int8 --drop --bicubic -o demo/report
 	@echo "picture: demo/portrait-x4.png (from export/samples/LRx4/portrait.png)   report: demo/report/quality.md"
 
 test: $(VENV)/.dev  ## the whole test suite

@@ -40,6 +40,7 @@ def quality(
     Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
     """
     from .benchmarks import quality as bench
+    from .benchmarks.errors import BenchmarkError
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
 
     candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
@@ -50,6 +51,8 @@ def quality(
     if with_bicubic:
         candidates.append(bench.bicubic(candidates[0].scale))
     against = {}
+    if drop and not bundle and (onnx or checkpoint):
+        raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 of its own to compare with")
     if drop:
         named: list[str | None] = [*bundle] if bundle else [None]
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import statistics
-import time
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..runtime.engines import BACKENDS, Precision, Session, load_session, supported_precisions
+from ..runtime.timing import interleaved_medians
 from .errors import BenchmarkError
 from .flops import convolution_gflops
 from .training_plot import read_log
@@ -115,7 +115,9 @@ def measure_candidates(
         facts[name], sessions_of = _deploy(config, run, threads, trained=name in plan.candidates)
         sessions |= {(name, engine): session for engine, session in sessions_of.items()}
     progress("timing")
-    latency = _interleaved(sessions, rounds)
+    picture = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    calls = {key: partial(session.run, {"image": picture}) for key, session in sessions.items()}
+    latency = interleaved_medians(calls, rounds=rounds, warmup=2)
     rows = []
     for name in configs:
         last = read_log(folder / name)[-1] if name in plan.candidates else None
@@ -169,16 +171,3 @@ def _deploy(config: Any, run: Path, threads: int, *, trained: bool) -> tuple[tup
         if precision in supported_precisions(backend)
     }
     return facts, sessions
-
-
-def _interleaved(sessions: dict[tuple[str, str], Session], rounds: int) -> dict[tuple[str, str], float]:
-    """Median milliseconds of every session; each round runs every session once, so that drift hits all alike."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
-    for index in range(rounds + 2):
-        for key, session in sessions.items():
-            started = time.perf_counter()
-            session.run({"image": picture})
-            if index >= 2:  # the first rounds warm up
-                times[key].append(1e3 * (time.perf_counter() - started))
-    return {key: statistics.median(values) for key, values in times.items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime import cpu
 from ..runtime.bundle import Bundle
-from ..runtime.engines import BACKENDS, Precision, Session, load_session
-from ..runtime.pipeline import Pipeline
+from ..runtime.engines import BACKENDS, Precision, load_session
+from ..runtime.timing import interleaved_medians
+from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
 from .flops import convolution_gflops
 
@@ -54,7 +54,7 @@ class Int8Row:
     share_of_stack: float
     """int8_gflops / stack_gflops."""
     call_ms: float
-    """`Upscaler`'s own way from array to array, in int8: encoder, reverse process and decoder one after the other."""
+    """An `Upscaler` called with the array, in int8: encoder, reverse process and decoder one after the other."""
     call_overhead: float
     """call_ms / int8_ms − 1."""
 
@@ -62,11 +62,12 @@ class Int8Row:
 def convolution_stack(channels: int = STACK_CHANNELS, depth: int = STACK_DEPTH) -> bytes:
     """A QDQ graph of nothing but 3×3 convolutions and ReLU in int8: `x` 1×C×H×W uint8 → uint8, random weights."""
     rng = np.random.default_rng(0)
+    gain = np.float32(1 / np.sqrt(9 * channels * 63 * 64 / 3 / 2))  # keeps the spread of activations from layer to layer
     constants = {"scale": np.float32(1 / 64), "zero": np.uint8(0), "weight_zero": np.zeros(channels, np.int8)}
     nodes = [helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["x0"])]
     for index in range(depth):
         kernel = rng.integers(-63, 64, (channels, channels, 3, 3)).astype(np.int8)
-        constants |= {f"w{index}": kernel, f"s{index}": np.full(channels, 1 / 1024, np.float32)}
+        constants |= {f"w{index}": kernel, f"s{index}": np.full(channels, gain)}
         nodes += [
             helper.make_node("DequantizeLinear", [f"w{index}", f"s{index}", "weight_zero"], [f"k{index}"], axis=0),
             helper.make_node("Conv", [f"x{index}", f"k{index}"], [f"y{index}"], kernel_shape=[3, 3], pads=[1] * 4),
@@ -115,7 +116,7 @@ def measure_int8(
         rows = []
         for height, width in sizes:
             progress(f"timing at {height}×{width}")
-            times = _interleaved(_calls(bundle, threads, height, width), rounds)
+            times = interleaved_medians(_calls(bundle, threads, height, width), rounds=rounds, warmup=2)
             gflop = convolution_gflops(network, height, width)
             stack = 2 * STACK_DEPTH * 9 * STACK_CHANNELS**2 * height * width / 1e9
             for engine in BACKENDS:
@@ -181,23 +182,7 @@ def _calls(bundle: Bundle, threads: int, height: int, width: int) -> dict[tuple[
         }
         for what, (graph, precision, inputs) in graphs.items():
             session = load_session(graph, backend=engine, precision=precision, threads=threads)
-            calls[engine, what] = _call(session, inputs)
-        pipeline = Pipeline(bundle, backend=engine, precision="int8", threads=threads, seed=0)
-        calls[engine, "call"] = lambda pipeline=pipeline: pipeline.picture(picture)  # type: ignore[misc]
+            calls[engine, what] = partial(session.run, inputs)
+        upscaler = Upscaler.load(bundle.path, backend=engine, precision="int8", threads=threads)
+        calls[engine, "call"] = partial(upscaler, picture)
     return calls
-
-
-def _call(session: Session, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-    return lambda: session.run(inputs)
-
-
-def _interleaved(calls: Mapping[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
-    """Median milliseconds of every call; each round makes every call once, so that drift hits all alike."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for index in range(rounds + 2):
-        for key, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if index >= 2:  # the first rounds warm up
-                times[key].append(1e3 * (time.perf_counter() - started))
-    return {key: statistics.median(values) for key, values in times.items()}

@@ -15,7 +15,7 @@ from ..runtime import cpu
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.engines import BACKENDS, Backend, load_session
 from ..runtime.errors import OptionError
-from ..runtime.metrics import psnr_rgb, psnr_y, ssim_y
+from ..runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
 from ..runtime.upscaler import Upscaler
 from .datasets import Dataset, find_dataset
 from .errors import BenchmarkError
@@ -146,7 +146,7 @@ def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = 
         border = dataset.scale
         try:
             if against is not None:
-                drops.append(psnr_y(against.run(lr), hr, border) - psnr_y(sr, hr, border))
+                drops.append(psnr_drop(psnr_y(against.run(lr), hr, border), psnr_y(sr, hr, border)))
             values.append((psnr_y(sr, hr, border), ssim_y(sr, hr, border), psnr_rgb(sr, hr, border)))
         except ValueError as error:
             raise BenchmarkError(f"{name} of {dataset.name} cannot be measured: {error}") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..models.degradation import bicubic_downscale, crop_to_multiple
 from ..models.training.data import find_pictures, read_rgb
 from ..models.training.errors import TrainingError
+from ..runtime.proof import OWN
 from .errors import ExportError
 
 __all__ = ["CalibrationPicture", "read_calibration"]
@@ -29,7 +30,7 @@ class CalibrationPicture:
 
     name: str
     dataset: str
-    """Name of the folder it comes from."""
+    """Name of the folder that was given."""
     lr: NDArray[np.uint8]
     """H×W×3 RGB."""
     hr: NDArray[np.uint8]
@@ -50,7 +51,7 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
         raise ExportError(f"nothing to calibrate with: {error}") from error
     if len(paths) > MAX_PICTURES:
         paths = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)]
-    dataset = folder.resolve().name
+    dataset = folder.resolve().name + ("/" if folder.resolve().name == OWN else "")  # never the package's own
     pictures: list[CalibrationPicture] = []
     for path in paths:
         pair = _pair(path, scale)
@@ -58,7 +59,8 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
             logger.warning("calibration leaves out %s: not a readable picture", path)
             continue
         lr, hr = (_middle(picture, MAX_SIDE * factor) for picture, factor in zip(pair, (1, scale), strict=True))
-        judges = min(hr.shape[:2]) > 4 * scale and int(hr.max()) - int(hr.min()) > 8
+        inside = hr[scale:-scale, scale:-scale]  # what PSNR looks at
+        judges = min(hr.shape[:2]) > 4 * scale and int(inside.max()) - int(inside.min()) > 8
         pictures.append(CalibrationPicture(path.stem, dataset, lr, hr, len(pictures) % 3 == 2 and judges))
     if not pictures:
         raise ExportError(f"nothing to calibrate with: none of the files in {folder} is a readable picture")

@@ -18,7 +18,7 @@ from ..runtime.arrays import from_graph, to_graph
 from ..runtime.metrics import psnr_y
 from ..runtime.picture_files import read_picture
 from ..runtime.pipeline import initial_noise
-from ..runtime.proof import Case, Proof
+from ..runtime.proof import OWN, Case, Proof
 from .calibration import CalibrationPicture
 from .errors import ProofError
 
@@ -57,17 +57,17 @@ def build_proof(network: nn.Module, seed: int, judging: Sequence[CalibrationPict
     inputs.append(("picture-large", np.pad(portrait, fill, mode="symmetric")[: LARGE[0], : LARGE[1]], None))
     rng = np.random.RandomState(0)
     inputs += [(f"noise-{h}x{w}", rng.randint(0, 256, (h, w, 3)).astype(np.uint8), None) for h, w in NOISE_SIZES]
-    carried = len(inputs)
-    inputs += [(f"{picture.dataset}-{picture.name}", picture.lr, picture.hr) for picture in judging]
+    named = [(OWN, *entry) for entry in inputs]
+    named += [(picture.dataset, f"{picture.dataset}-{picture.name}", picture.lr, picture.hr) for picture in judging]
     cases = []
-    for index, (name, lr, hr) in enumerate(inputs):
+    for dataset, name, lr, hr in named:
         with torch.no_grad():
             output = parts(torch.from_numpy(to_graph(lr)), noise).numpy()
         if not np.isfinite(output).all():
             raise ProofError(f"the torch model itself gives NaN or infinity on {name}, so there is nothing to prove against")
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, parts.scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
-        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, stored=index < carried))
+        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset))
     return Proof(tuple(cases), seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 import onnx
@@ -26,6 +27,9 @@ class Plan:
 
     int8: frozenset[int]
     """Convolutions of body and tail that run in int8."""
+    levels_out: frozenset[int]
+    """Those whose output is quantized: all but the unmodulated ones before a float convolution, which ONNX Runtime, with no
+    int8 convolution that has a float output, runs in float."""
     followed: frozenset[int]
     """Those whose output goes, through ReLU alone, into nothing but the next one, which is int8 as well."""
 
@@ -36,13 +40,19 @@ class Plan:
         int8 = {index for index, conv in enumerate(layers) if conv.quantized}
         plain = {index for index in int8 if layers[index].output_low is None}  # whatever stands behind one needs its levels
         followed = {index for index in plain if index + 1 in int8 and layers[index + 1].identity is None}
-        return cls(frozenset(int8), frozenset(followed))
+        levels_out = {index for index in int8 if index not in plain or index + 1 in int8}
+        return cls(frozenset(int8), frozenset(levels_out), frozenset(followed))
 
 
 def check_execution(graph: bytes, plan: Plan) -> None:
     """Compile the graph in both engines and compare what they run with the plan. Raises `ProofError`."""
     _check_openvino(graph, plan)
     _check_onnxruntime(graph, plan)
+
+
+def _all_there(engine: str, plan: Plan, found: Container[int]) -> None:
+    if lacking := sorted(index for index in plan.int8 if index not in found):
+        raise ProofError(f"{engine} runs no convolution for convolution {lacking[0]} of the decoder")
 
 
 def _check_openvino(graph: bytes, plan: Plan) -> None:
@@ -53,9 +63,8 @@ def _check_openvino(graph: bytes, plan: Plan) -> None:
             if layer.kind == "Convolution":
                 found[int(match[1])] = layer
     users = {layer.name: [user for user in layers if layer.name in user.inputs] for layer in layers}
+    _all_there("OpenVINO", plan, found)
     for index in sorted(plan.int8):
-        if index not in found:
-            raise ProofError(f"OpenVINO runs no convolution for convolution {index} of the decoder")
         layer = found[index]
         if layer.precision not in ("u8", "i8"):
             raise ProofError(f"OpenVINO runs convolution {index} of the decoder in {layer.precision}, not in int8")
@@ -80,11 +89,8 @@ def _check_onnxruntime(graph: bytes, plan: Plan) -> None:
     for node in optimized.graph.node:
         if (match := _CONVOLUTION.search(node.name)) and "Conv" in node.op_type:
             found[int(match[1])] = node
-    # ONNX Runtime has no int8 convolution with a float output: one before a float convolution cannot be int8.
-    possible = {i for i in plan.int8 if i in plan.followed or i + 1 in plan.int8 or i == max(plan.int8)}
-    for index in sorted(possible):
-        if index not in found:
-            raise ProofError(f"ONNX Runtime runs no convolution for convolution {index} of the decoder")
+    _all_there("ONNX Runtime", plan, found)
+    for index in sorted(plan.levels_out):
         if found[index].op_type != "QLinearConv":
             raise ProofError(f"ONNX Runtime runs convolution {index} of the decoder in float ({found[index].op_type})")
         after = [node for node in optimized.graph.node if found[index].output[0] in node.input]

@@ -51,10 +51,8 @@ class GraphSet:
         seed: int,
         *,
         single_graph: bool,
-        quantized: QuantizedDecoder | None = None,
         progress: Progress = lambda step: None,
     ) -> None:
-        """`quantized`: makes the int8 graphs as well."""
         self.original = cast(LatentPriorNetwork, network)
         self.fused = self.original.fuse()
         self.parts = cast(LatentPriorNetwork, self.fused)
@@ -63,12 +61,11 @@ class GraphSet:
         self.unsimplified: list[str] = []
         self.deployed = [*_arrays(self.fused.state_dict()).values(), self.noise]
         self.found: dict[str, set[str]] = {}
-        self.models = self._build(single_graph)
+        self.single_graph = single_graph
+        self.models = self._build()
         self._check_totals()
-        if quantized is not None:
-            self.models |= self._build_int8(quantized, single_graph)
 
-    def _build(self, single_graph: bool) -> dict[str, onnx.ModelProto]:
+    def _build(self) -> dict[str, onnx.ModelProto]:
         lr, z = torch.rand(1, 3, 24, 20), torch.randn(1, self.parts.latent_size)
         pooled = torch.rand(1, self.parts.condition_channels)
         models = {
@@ -94,7 +91,7 @@ class GraphSet:
                 {"lr": _PLANE, "z": {0: "batch"}, "sr": _LARGE_PLANE},
             ),
         }
-        if single_graph:
+        if self.single_graph:
             models["model.onnx"] = self._single("model.onnx", self.fused)
         return models
 
@@ -107,8 +104,8 @@ class GraphSet:
             {"image": _PICTURE, "upscaled": _LARGE_PICTURE},
         )
 
-    def _build_int8(self, quantized: QuantizedDecoder, single_graph: bool) -> dict[str, onnx.ModelProto]:
-        """The float form of the int8 graphs, proven like the others, and only then quantize nodes put in."""
+    def add_int8(self, quantized: QuantizedDecoder) -> None:
+        """Make the int8 graphs: their float form, accounted for like the others, and only then quantize nodes put in."""
         traced = TracedDecoder(quantized).eval()
         network = copy.deepcopy(self.fused)
         network.decoder = traced
@@ -123,13 +120,13 @@ class GraphSet:
                 {"image": _PICTURE, "z": {0: "batch"}, "upscaled": _LARGE_PICTURE},
             )
         }
-        if single_graph:
+        if self.single_graph:
             models["model.int8.onnx"] = self._single("model.int8.onnx", network)
         _check_holds("decoder.int8.onnx", self.found["decoder.int8.onnx"], _weights(traced))
-        if single_graph:
+        if self.single_graph:
             _check_holds("model.int8.onnx", self.found["model.int8.onnx"], _weights(network))
         wanted = quantizations(traced)
-        return {name: insert_qdq(model, wanted) for name, model in models.items()}
+        self.models |= {name: insert_qdq(model, wanted) for name, model in models.items()}
 
     def _graph(
         self, name: str, module: nn.Module, inputs: dict[str, Tensor], output: str, dynamic: dict[str, dict[int, str]]

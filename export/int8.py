@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +17,13 @@ from ..models.rdsr.network import RDSR
 from ..models.rdsr.quantized import QuantizedDecoder
 from ..runtime import cpu
 from ..runtime.bundle import Bundle
-from ..runtime.engines import BACKENDS
-from ..runtime.metrics import psnr_y
+from ..runtime.engines import BACKENDS, Precision
+from ..runtime.metrics import psnr_drop, psnr_y
 from ..runtime.pipeline import Pipeline, initial_noise
-from ..runtime.proof import Proof
+from ..runtime.proof import OWN, Proof
+from ..runtime.timing import interleaved_medians
 from .calibration import CalibrationPicture
-from .cases import fake_quantized, sample_pictures
+from .cases import fake_quantized
 from .errors import ExportError
 from .quantize import Original, Quantized, as_tensor, quantize, trained
 
@@ -32,6 +32,7 @@ __all__ = ["Int8Timing", "as_rdsr", "drop_by_dataset", "make_int8", "measure_tim
 Progress = Callable[[str], None]
 _TIMED = (128, 128)
 _ROUNDS = 5
+_COMPARED: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def make_int8(
@@ -46,21 +47,21 @@ def make_int8(
     """The quantized decoder of a network: the one that training left in its checkpoint, or a post-training one.
 
     Ranges come from the calibration pictures that are not held back, and from the small ones that the package carries, so
-    that no folder of blank pictures decides alone. The proof's pictures judge.
+    that no folder of blank pictures decides alone. The pictures that were held back judge; without any, the package's own,
+    on which fifteen to thirty ranges are hardly fitted.
     """
     noise = torch.from_numpy(initial_noise(proof.seed, network.latent_size))
     chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
-    own = {case.name: case for case in proof.cases}
-    for name, hr in sample_pictures(network.scale).items():
-        chosen.append((own[f"picture-{name}"].lr, hr))
+    chosen += [(case.lr, case.hr) for case in proof.cases if case.dataset == OWN and case.hr is not None]
     originals = [Original(sample_of(network, lr, noise), as_tensor(hr)) for lr, hr in chosen]
 
     def judge(decoder: QuantizedDecoder) -> float:
         drops = []
-        for case in proof.cases:
-            if case.hr is not None and case.psnr_y is not None:
-                picture = fake_quantized(cast(LatentPriorNetwork, network), decoder, case.lr, noise)
-                drops.append(case.psnr_y - psnr_y(picture, case.hr, network.scale))
+        for case in proof.judging:
+            assert case.hr is not None
+            assert case.psnr_y is not None
+            picture = fake_quantized(cast(LatentPriorNetwork, network), decoder, case.lr, noise)
+            drops.append(psnr_drop(case.psnr_y, psnr_y(picture, case.hr, network.scale)))
         return float(np.mean(drops))
 
     if network.quantized is not None and not post_training:
@@ -69,17 +70,18 @@ def make_int8(
     return quantize(network, originals, judge, max_drop=max_drop, progress=progress)
 
 
-def drop_by_dataset(proof: Proof, calibration: Sequence[CalibrationPicture]) -> list[dict[str, Any]]:
+def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:
     """PSNR-Y drop of the fake-quantized model on each set of pictures, mean and worst."""
-    owner = {f"{picture.dataset}-{picture.name}": picture.dataset for picture in calibration}
     drops: dict[str, list[float]] = {}
     for case in proof.cases:
         if case.psnr_y is not None and case.psnr_y_int8 is not None:
-            drops.setdefault(owner.get(case.name, "samples"), []).append(case.psnr_y - case.psnr_y_int8)
+            drops.setdefault(case.dataset, []).append(psnr_drop(case.psnr_y, case.psnr_y_int8))
+    judging = {case.dataset for case in proof.judging}
     return [
         {
             "dataset": name,
             "images": len(values),
+            "judges": name in judging,
             "psnr_drop_db": round(float(np.mean(values)), 4),
             "worst_psnr_drop_db": round(max(values), 4),
         }
@@ -102,22 +104,16 @@ def measure_time(folder: Path) -> tuple[Int8Timing, ...]:
     """Time float32 against int8 on every engine, interleaved, at 128×128 LR."""
     threads = cpu.available_threads()
     picture = np.random.default_rng(0).integers(0, 256, (*_TIMED, 3), dtype=np.uint8)
-    rows = []
+    calls = {}
     for engine in BACKENDS:
-        pipelines = [
-            Pipeline(Bundle(folder), backend=engine, precision=precision, threads=threads, seed=0)
-            for precision in ("fp32", "int8")
-        ]
-        times: list[list[float]] = [[], []]
-        for index in range(_ROUNDS + 1):
-            for pipeline, taken in zip(pipelines, times, strict=True):
-                started = time.perf_counter()
-                pipeline.picture(picture)
-                if index:  # the first round warms up
-                    taken.append((time.perf_counter() - started) * 1e3)
-        fp32, int8 = (round(statistics.median(taken), 2) for taken in times)
-        rows.append(Int8Timing(engine, _TIMED, threads, fp32, int8))
-    return tuple(rows)
+        for precision in _COMPARED:
+            pipeline = Pipeline(Bundle(folder), backend=engine, precision=precision, threads=threads, seed=0)
+            calls[engine, precision] = partial(pipeline.picture, picture)
+    medians = interleaved_medians(calls, rounds=_ROUNDS)
+    return tuple(
+        Int8Timing(engine, _TIMED, threads, *(round(medians[engine, precision], 2) for precision in _COMPARED))
+        for engine in BACKENDS
+    )
 
 
 def as_rdsr(network: object, arch: str) -> RDSR:

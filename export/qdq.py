@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..models.rdsr.quantized import WEIGHT_LEVELS, TracedDecoder
+from ..models.rdsr.quantized import PAIR_LEVELS, WEIGHT_LEVELS, TracedDecoder
 from .errors import ExportError
 
 __all__ = ["Quantization", "insert_qdq", "quantizations"]
@@ -45,7 +45,6 @@ class _Surgery:
         self.graph = model.graph
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.dequantized: dict[tuple[str, str], str] = {}
 
     def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
         if name not in self.constants:
@@ -73,6 +72,8 @@ class _Surgery:
         levels = np.rint(exact)
         if not (np.abs(levels) <= WEIGHT_LEVELS).all() or not (np.abs(exact - levels) < 1e-3).all():
             raise ExportError(f"{prefix} has weights that are no multiples of their scale")
+        if levels.shape[1] % 2 == 0 and (np.abs(levels[:, 0::2] + levels[:, 1::2]) > PAIR_LEVELS).any():
+            raise ExportError(f"{prefix} has weights whose products overflow 16 bits")
         constants = [
             self.constant(f"{prefix}_weight", levels.astype(np.int8)),
             self.constant(f"{prefix}_weight_scale", scale),
@@ -105,8 +106,10 @@ def insert_qdq(model: onnx.ModelProto, wanted: Mapping[int, Quantization]) -> on
         surgery.quantize(node.input[0], f"{prefix}_input", how.input_scale)
         surgery.quantize_weight(node, prefix, how.weight_scale)
         if how.output:
-            (relu,) = (user for user in surgery.nodes if node.output[0] in user.input)
-            surgery.quantize(relu.output[0], f"{prefix}_output", np.float32(1))
+            users = [user for user in surgery.nodes if node.output[0] in user.input]
+            if [user.op_type for user in users] != ["Relu"]:
+                raise ExportError(f"convolution {index} of the traced decoder is not followed by its ReLU alone")
+            surgery.quantize(users[0].output[0], f"{prefix}_output", np.float32(1))
     used = {name for node in surgery.nodes for name in node.input}
     del quantized.graph.node[:]
     quantized.graph.node.extend(surgery.nodes)

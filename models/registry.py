@@ -83,6 +83,10 @@ class LoadedModel:
         }
 
 
+_MAX_LOG_SCALE = 30
+"""Of quantization scales; e³⁰ is far beyond any activation."""
+
+
 def shipped_weights() -> dict[str, Path]:
     """Checkpoints that the package carries, by model name ("rdsr-small", ×4)."""
     suffix = "-x4.safetensors"
@@ -173,6 +177,8 @@ def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"tensor {key} has type {value.dtype} ({value.layout}), expected dense floating point")
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"tensor {key} holds NaN or infinity")
+        if ".log_" in key and bool((value.abs() > _MAX_LOG_SCALE).any()):
+            raise CheckpointError(f"tensor {key} holds logarithms of scales beyond ±{_MAX_LOG_SCALE}")
     # Copied: tensors lie in a file at any address, and kernels round differently on unaligned ones (seen on AVX2).
     plain = {key: value.float().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     network.load_state_dict(plain, assign=True)

@@ -109,7 +109,7 @@ class Manifest:
     def psnr_drop(self, precision: str, engine: str | None = None) -> float:
         """Measured PSNR-Y drop in dB of the chain of graphs (on this engine, or the worse of them); infinite if unknown."""
         drops = [
-            float(v["psnr_drop_db"]) if isinstance(v["psnr_drop_db"], (int, float)) else math.inf
+            math.inf if v["psnr_drop_db"] is None else float(v["psnr_drop_db"])
             for v in self.variants
             if v["precision"] == precision
             and v["graph"] == self.graph("decoder", precision)
@@ -141,6 +141,15 @@ def _plain(name: Any) -> str:
     return name
 
 
+def _check_variant(row: Mapping[str, Any]) -> None:
+    for name in ("precision", "engine", "graph"):
+        if not isinstance(row[name], str):
+            raise BundleError(f"manifest.json: a variant's {name} must be a string, not {row[name]!r}")
+    drop = row["psnr_drop_db"]
+    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not abs(drop) < 1e6):
+        raise BundleError("manifest.json: a variant's psnr_drop_db must be a number of dB")
+
+
 def _parse(content: Any) -> Manifest:
     content = _mapping(content, "the whole")
     if content.get("schema") != SCHEMA:
@@ -167,6 +176,8 @@ def _parse(content: Any) -> Manifest:
     fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
     if not isinstance(variants, list) or not all(isinstance(v, dict) and fields <= set(v) for v in variants):
         raise BundleError(f"manifest.json: variants must be a list of objects with {', '.join(sorted(fields))}")
+    for row in variants:
+        _check_variant(row)
     betas = content.get("betas")
     steps = _whole(content.get("steps"), "steps", 1, 10_000)
     if not isinstance(betas, list) or len(betas) != steps or not all(isinstance(b, float) and 0 < b < 1 for b in betas):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from . import cpu
 from .bundle import Bundle, Manifest
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, supported_precisions
-from .errors import BundleError, OptionError
+from .errors import BundleError, EngineError, OptionError
 from .speed import Timing, int8_against_float
 
 __all__ = ["MAX_INT8_DROP_DB", "choose"]
@@ -66,38 +64,47 @@ def _engine(manifest: Manifest, backend: str, precision: Precision) -> Backend:
 
 
 def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, str]:
-    """int8 where the CPU is made for it and it costs nothing to speak of; else bf16; else the faster of int8 and float32."""
+    """int8 where the CPU is made for it and it costs nothing to speak of; else bf16; else the faster of int8 and float32.
+
+    What is not proven is not chosen; a bundle that has int8 alone runs in int8, whatever it loses.
+    """
     manifest = bundle.manifest
-    engine = _engine(manifest, backend, "int8")
-    drop = manifest.psnr_drop("int8", engine)
-    if not manifest.proven("int8", engine):
+    int8, fp32 = _engine(manifest, backend, "int8"), _engine(manifest, backend, "fp32")
+    drop = manifest.psnr_drop("int8", int8)
+    native = cpu.has_vnni(capped=int8 == "openvino")
+    limit = "" if cpu.isa_cap() is None else f" (ONEDNN_MAX_CPU_ISA={cpu.isa_cap()})"
+    if not manifest.proven("int8", int8):
         no_int8 = "the bundle has no proven int8 variant" + ("" if backend == "auto" else f" for {backend}")
     elif not drop <= MAX_INT8_DROP_DB:
         no_int8 = f"int8 loses {drop:.3f} dB, more than {MAX_INT8_DROP_DB}"
-    elif cpu.has_vnni():
+    elif native:
         return "int8", f"the CPU multiplies 8-bit numbers natively, and it loses {max(drop, 0):.3f} dB"
     else:
         no_int8 = ""
-    limit = "" if cpu.isa_cap() is None else f" (ONEDNN_MAX_CPU_ISA={cpu.isa_cap()})"
-    if backend != "onnxruntime" and cpu.has_bf16() and manifest.proven("bf16", "openvino"):
-        return (
-            "bf16",
-            f"the CPU multiplies it natively, the bundle's proof passed, and {no_int8 or f'there is no VNNI{limit}'}",
-        )
     if backend == "onnxruntime":
         no_bf16 = "onnxruntime has no bf16 convolution"
     elif not cpu.has_bf16():
         no_bf16 = f"the CPU has no bf16{limit}"
-    else:
+    elif not manifest.proven("bf16", "openvino"):
         no_bf16 = "the bundle has no proven bf16 variant"
+    else:
+        return (
+            "bf16",
+            f"the CPU multiplies it natively, the bundle's proof passed, and {no_int8 or f'there is no VNNI{limit}'}",
+        )
+    if not manifest.proven("fp32", fp32):
+        alone = "the bundle has no other proven variant" + ("" if backend == "auto" else f" for {backend}")
+        return ("int8", alone) if manifest.proven("int8", int8) else ("fp32", no_int8)
     if no_int8:
         return "fp32", f"{no_int8}, and {no_bf16}"
-    timing = int8_against_float(bundle, engine, _engine(manifest, backend, "fp32"), threads)
-    return _faster(timing, limit)
+    try:
+        return _faster(int8_against_float(bundle, int8, fp32, threads), limit)
+    except EngineError as error:
+        return "fp32", f"int8 cannot be timed here ({error})"
 
 
 def _faster(timing: Timing, limit: str) -> tuple[Precision, str]:
     shown = f"{timing.int8_ms:.1f} ms against {timing.fp32_ms:.1f} ms of fp32"
-    if timing.int8_ms < timing.fp32_ms and math.isfinite(timing.int8_ms):
+    if timing.int8_ms < timing.fp32_ms:
         return "int8", f"the CPU has no VNNI{limit}, its int8 is still the faster one here ({shown})"
     return "fp32", f"the CPU has no VNNI{limit}, and its int8 is no faster here ({shown})"

@@ -76,19 +76,34 @@ def isa_cap() -> str | None:
     return None if cap in ("", "ALL", "DEFAULT") else cap
 
 
+_CAPS = {
+    "AVX2_VNNI": {"avx_vnni"},
+    "AVX2_VNNI_2": {"avx_vnni"},
+    "AVX512_CORE_VNNI": {"avx_vnni", "avx512_vnni"},
+    "AVX512_CORE_BF16": {"avx_vnni", "avx512_vnni", "avx512_bf16"},
+    "AVX512_CORE_FP16": {"avx_vnni", "avx512_vnni", "avx512_bf16"},
+    "AVX10_1_512": {"avx_vnni", "avx512_vnni", "avx512_bf16"},
+    "AVX512_CORE_AMX": {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"},
+}
+"""What a limit leaves of the number formats; the lower ones leave nothing, the higher ones everything."""
+_LOW_CAPS = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
+
+
+def _native(wanted: set[str], *, capped: bool = True) -> bool:
+    """Whether the CPU has one of the flags, and the limit leaves it."""
+    cap = isa_cap() if capped else None
+    allowed = wanted if cap is None else set() if cap in _LOW_CAPS else wanted & _CAPS.get(cap, wanted)
+    return bool(cpu_flags() & allowed)
+
+
 def has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
-    return _allowed("BF16", "FP16", "AMX", "AVX10") and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    return _native({"avx512_bf16", "amx_bf16"})
 
 
-def has_vnni() -> bool:
-    """Whether the CPU multiplies 8-bit numbers natively (VNNI or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
-    return _allowed("VNNI", "BF16", "FP16", "AMX", "AVX10") and bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8"})
-
-
-def _allowed(*words: str) -> bool:
-    cap = isa_cap()
-    return cap is None or any(word in cap for word in words)
+def has_vnni(*, capped: bool = True) -> bool:
+    """Whether the CPU multiplies 8-bit numbers natively (VNNI, AMX); `capped`: and ONEDNN_MAX_CPU_ISA does not forbid it."""
+    return _native({"avx512_vnni", "avx_vnni", "amx_int8"}, capped=capped)
 
 
 def instruction_set() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["psnr_rgb", "psnr_y", "rgb_to_y", "ssim_y"]
+__all__ = ["psnr_drop", "psnr_rgb", "psnr_y", "rgb_to_y", "ssim_y"]
 
 _Y_WEIGHTS = np.array([65.481, 128.553, 24.966], dtype=np.float64) / 255.0
 """MATLAB `rgb2ycbcr`, luma row, for values in 0 … 255."""
@@ -38,6 +38,11 @@ def psnr_y(sr: NDArray[np.uint8], hr: NDArray[np.uint8], border: int) -> float:
     """PSNR in dB on luma of two H×W×3 uint8 RGB pictures, `border` pixels cropped on each side."""
     _check(sr, hr)
     return _psnr(_crop(rgb_to_y(sr), border), _crop(rgb_to_y(hr), border))
+
+
+def psnr_drop(before: float, after: float) -> float:
+    """`before` − `after` in dB; 0 where both are infinite, which is what two perfect pictures have."""
+    return 0.0 if before == after else before - after
 
 
 def psnr_rgb(sr: NDArray[np.uint8], hr: NDArray[np.uint8], border: int) -> float:

@@ -13,12 +13,14 @@ from safetensors.numpy import load, save
 from .bundle import Bundle, canonical_json
 from .errors import BundleError
 
-__all__ = ["Case", "Proof", "Tolerances"]
+__all__ = ["OWN", "Case", "Proof", "Tolerances"]
 
 SAMPLED_ABOVE = 40_000
 """Outputs of more pixels than this are kept as a random sample of positions: a bundle must stay small."""
 SAMPLES = 12_000
 MIN_CASES = 8
+OWN = "package"
+"""Name of the set of pictures and noise that the package carries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,9 @@ class Case:
     """The fake-quantized torch model's 8-bit output, shaped like `expected`; None where there is no int8 variant."""
     psnr_y_int8: float | None = None
     """PSNR-Y of the fake-quantized torch model's output against `hr`, in dB."""
-    stored: bool = True
-    """Whether a bundle carries the case; calibration pictures that were held back are measured at export alone."""
+    dataset: str = OWN
+    """Set that the picture belongs to; of others than the package's own, a bundle carries nothing: they were held back from
+    calibration and judge int8 at export alone."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -118,6 +121,13 @@ class Proof:
     """What it was allowed to be."""
 
     @property
+    def judging(self) -> tuple[Case, ...]:
+        """The cases that int8's drop is measured on: pictures that were held back, or else the package's own."""
+        pictures = [case for case in self.cases if case.hr is not None and case.psnr_y is not None]
+        held_back = [case for case in pictures if case.dataset != OWN]
+        return tuple(held_back or pictures)
+
+    @property
     def int8_gate_met(self) -> bool:
         """Whether the drop is as small as it had to be."""
         return self.int8_drop_db is None or (
@@ -128,7 +138,7 @@ class Proof:
         """`proof.json` and `proof.safetensors`."""
         tensors: dict[str, NDArray[Any]] = {}
         entries = []
-        for case in (c.sampled() for c in self.cases if c.stored):
+        for case in (c.sampled() for c in self.cases if c.dataset == OWN):
             tensors[f"{case.name}.lr"] = case.lr
             tensors[f"{case.name}.expected"] = case.expected
             if case.positions is not None:

@@ -9,9 +9,8 @@ import json
 import logging
 import math
 import os
-import statistics
 import threading
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from .bundle import Bundle
 from .engines import Backend, Precision, load_session
 from .errors import OutputError
 from .files import atomic_write, read_regular
+from .timing import interleaved_medians
 
 __all__ = ["Timing", "cache_folder", "int8_against_float"]
 
@@ -54,8 +54,10 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend, threads: in
     """Time the decoder in both precisions, each on its engine, interleaved.
 
     The answer is kept in memory and on disk: a service that starts again makes the same choice, and the same bytes.
+    Raises `BundleError` for a damaged bundle, `EngineError` where an engine cannot run it.
     """
-    digests = [bundle.manifest.files[name][0] for name in sorted(bundle.manifest.files) if name.startswith("decoder")]
+    manifest = bundle.manifest
+    digests = [manifest.files[str(manifest.graph("decoder", precision))][0] for precision in ("int8", "fp32")]
     versions = [importlib.metadata.version(name) for name in ("openvino", "onnxruntime")]
     facts = [digests, versions, int8, fp32, threads, cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -89,15 +91,10 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: st
         )
         for precision, engine in engines.items()
     }
-    inputs: dict[str, dict[str, NDArray[Any]]] = {"int8": {"image": picture, "z": z}, "fp32": {"lr": lr, "z": z}}
-    times: dict[str, list[float]] = {precision: [] for precision in sessions}
-    for index in range(_ROUNDS + 1):
-        for precision, session in sessions.items():
-            started = time.perf_counter()
-            session.run(inputs[precision])
-            if index:  # the first round warms up
-                times[precision].append((time.perf_counter() - started) * 1e3)
-    timing = Timing(statistics.median(times["int8"]), statistics.median(times["fp32"]))
+    inputs: dict[Precision, dict[str, NDArray[Any]]] = {"int8": {"image": picture, "z": z}, "fp32": {"lr": lr, "z": z}}
+    calls = {precision: partial(session.run, inputs[precision]) for precision, session in sessions.items()}
+    medians = interleaved_medians(calls, rounds=_ROUNDS)
+    timing = Timing(medians["int8"], medians["fp32"])
     try:
         atomic_write(_file(key), json.dumps(dataclasses.asdict(timing)).encode())
     except (OutputError, RuntimeError) as error:  # read-only or full disk, no home folder: measured again next time

@@ -87,7 +87,7 @@ class Upscaler:
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
-        self._float_backend: Backend = engine if backend != "auto" else "onnxruntime"
+        self._asked_backend = backend
         self._pipeline = self._load(engine, chosen)
         self._float_pipeline = self._pipeline if chosen == "fp32" else None
         self._lock = threading.Lock()
@@ -118,7 +118,8 @@ class Upscaler:
             return self._pipeline
         with self._lock:
             if self._float_pipeline is None:
-                self._float_pipeline = self._load(self._float_backend, "fp32")
+                engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
+                self._float_pipeline = self._load(engine, "fp32")
             return self._float_pipeline
 
     def run(self, picture: NDArray[Any]) -> Result:
@@ -139,7 +140,8 @@ class Upscaler:
         """One picture in, one `scale` times larger of the same kind out.
 
         H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1]; any size from 1×1.
-        Raises `PictureError` for anything else and `EngineError` where the engine fails; the instance stays usable.
+        Raises `PictureError` for anything else, `BundleError` for a uint16 or float32 picture where the bundle has no proven
+        float32 variant, and `EngineError` where the engine fails; the instance stays usable.
         """
         return self.run(picture).picture
 

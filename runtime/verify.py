@@ -15,9 +15,9 @@ from .arrays import from_graph, to_graph
 from .bundle import Bundle
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
 from .errors import BundleError
-from .metrics import psnr_y
+from .metrics import psnr_drop, psnr_y
 from .pipeline import Pipeline
-from .proof import Case, Proof
+from .proof import OWN, Case, Proof
 
 __all__ = ["Variant", "Verification", "check_variants", "verify"]
 
@@ -47,6 +47,8 @@ class Variant:
     passed: bool | None
     """None where this machine cannot run the variant; `skipped` says why."""
     skipped: str | None = None
+    equals_model: bool | None = None
+    """int8: whether it equals the fake-quantized torch model and the other variants, whatever that model loses."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in manifests and `--json`."""
@@ -54,7 +56,7 @@ class Variant:
         for name in ("max_abs_err", "psnr_drop_db"):  # JSON has no infinity
             if values[name] is not None and not math.isfinite(values[name]):
                 values[name] = None
-        return values if self.skipped else {k: v for k, v in values.items() if k != "skipped"}
+        return {k: v for k, v in values.items() if v is not None or k not in ("skipped", "equals_model")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +99,11 @@ def _single_graphs(bundle: Bundle, backend: Backend, precision: Precision, threa
 
 
 class _Tally:
-    """What one variant does over all cases, and whether that is good enough."""
+    """What one variant does over the cases, and whether that is good enough."""
 
     def __init__(self, proof: Proof) -> None:
         self.proof = proof
+        self.cases: Sequence[Case] = [case for case in proof.cases if case.dataset == OWN]
         self.worst = 0.0
         self.drops: list[float] = []
 
@@ -111,12 +114,9 @@ class _Tally:
             error = np.maximum(off - np.float32(0.5 / 255), 0)  # what rounding to the nearest level explains
         else:
             error = np.abs(case.pick(output) - case.expected)
-        self._add(case, error, picture, case.psnr_y)
-
-    def _add(self, case: Case, error: NDArray[np.float32], picture: NDArray[np.uint8], psnr: float | None) -> None:
         self.worst = max(self.worst, math.inf if np.isnan(error).any() else float(error.max()))
-        if case.hr is not None and psnr is not None:
-            self.drops.append(psnr - psnr_y(picture, case.hr, case.hr.shape[0] // case.size[0]))
+        if case.hr is not None and case.psnr_y is not None:
+            self.drops.append(psnr_drop(case.psnr_y, _quality(picture, case)))
 
     @property
     def drop(self) -> float | None:
@@ -134,8 +134,11 @@ class _Int8Tally(_Tally):
 
     def __init__(self, proof: Proof) -> None:
         super().__init__(proof)
+        self.cases = proof.cases
+        self.judging = {case.name for case in proof.judging}
         self.bytes = self.off = 0
         self.differences: list[float] = []
+        self.pictures: list[NDArray[np.uint8]] = []
 
     def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
         if case.expected_int8 is None:
@@ -143,15 +146,34 @@ class _Int8Tally(_Tally):
         levels = np.abs(case.pick(picture).astype(np.int16) - case.expected_int8)
         self.bytes += levels.size
         self.off += int((levels > 1).sum())
-        self._add(case, levels.astype(np.float32) / np.float32(255), picture, case.psnr_y)
-        if case.hr is not None and case.psnr_y is not None and case.psnr_y_int8 is not None:
-            self.differences.append(self.drops[-1] - (case.psnr_y - case.psnr_y_int8))
+        self.worst = max(self.worst, float(levels.max()) / 255)
+        self.pictures.append(picture)
+        if case.hr is None:
+            return
+        quality = _quality(picture, case)
+        if case.psnr_y_int8 is not None:
+            self.differences.append(psnr_drop(case.psnr_y_int8, quality))
+        if case.psnr_y is not None and case.name in self.judging:
+            self.drops.append(psnr_drop(case.psnr_y, quality))
 
-    def passed(self, precision: str) -> bool:
+    def equals_model(self) -> bool:
+        """Whether its bytes and its PSNR are those of the fake-quantized model."""
         limits = self.proof.tolerances
-        equal = self.off <= limits.int8_bytes_off * self.bytes
         alike = bool(self.differences) and abs(float(np.mean(self.differences))) <= limits.int8_psnr_diff_db
-        return equal and alike and self.proof.int8_gate_met
+        return alike and self.off <= limits.int8_bytes_off * self.bytes
+
+    def equals(self, other: _Int8Tally) -> bool:
+        """Whether its bytes and its PSNR are those of another variant."""
+        limits = self.proof.tolerances
+        pairs = list(zip(self.pictures, other.pictures, strict=True))
+        off = sum(int((np.abs(a.astype(np.int16) - b) > 1).sum()) for a, b in pairs)
+        apart = abs(float(np.mean(self.differences)) - float(np.mean(other.differences)))
+        return off <= limits.int8_bytes_off * sum(a.size for a, _ in pairs) and apart <= limits.int8_psnr_diff_db
+
+
+def _quality(picture: NDArray[np.uint8], case: Case) -> float:
+    assert case.hr is not None
+    return psnr_y(picture, case.hr, case.hr.shape[0] // case.size[0])
 
 
 def check_variants(
@@ -169,6 +191,7 @@ def check_variants(
         decoder = bundle.manifest.graph("decoder", precision)
         if decoder is None:
             raise BundleError(f"the bundle {bundle.path} has no {precision} decoder, but its variants name one")
+        first: _Int8Tally | None = None
         for backend in BACKENDS:
             if precision not in supported_precisions(backend):
                 continue
@@ -179,7 +202,24 @@ def check_variants(
                 continue
             runs = {decoder: _chain(bundle, backend, precision, threads, proof.seed)}
             runs |= {name: _single(bundle, s) for name, s in _single_graphs(bundle, backend, precision, threads)}
-            rows += [_row(run, name, backend, precision, proof) for name, run in runs.items()]
+            for name, run in runs.items():
+                tally = (_Int8Tally if precision == "int8" else _Tally)(proof)
+                for case in tally.cases:
+                    tally.add(case, *run(case))
+                row = Variant(
+                    precision,
+                    backend,
+                    name,
+                    tally.worst,
+                    tally.drop,
+                    tuple(case.size for case in tally.cases if case.dataset == OWN),
+                    tally.passed(precision) if precision != "int8" else None,
+                )
+                if isinstance(tally, _Int8Tally):
+                    first = first or tally  # what all other int8 variants have to equal, too
+                    equal = tally.equals_model() and tally.equals(first)
+                    row = dataclasses.replace(row, passed=equal and proof.int8_gate_met, equals_model=equal)
+                rows.append(row)
     return tuple(rows)
 
 
@@ -206,14 +246,6 @@ def _single(bundle: Bundle, session: Session) -> Run:
         return None, picture[0]
 
     return run
-
-
-def _row(run: Run, graph: str, backend: Backend, precision: Precision, proof: Proof) -> Variant:
-    tally = (_Int8Tally if precision == "int8" else _Tally)(proof)
-    for case in proof.cases:
-        tally.add(case, *run(case))
-    sizes = tuple(case.size for case in proof.cases)
-    return Variant(precision, backend, graph, tally.worst, tally.drop, sizes, tally.passed(precision))
 
 
 def verify(bundle: Bundle, *, threads: int | None = None, progress: Progress | None = None) -> Verification:

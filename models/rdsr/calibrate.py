@@ -7,14 +7,12 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .blocks import Modulation
 from .decoder import RepDecoder
 from .network import RDSR
-from .quantized import ACTIVATION_LEVELS, WEIGHT_LEVELS, QuantizedDecoder, merged_skip
+from .quantized import ACTIVATION_LEVELS, QuantizedDecoder, merged_skip, weight_scales
 
 __all__ = ["Ranges", "Sample", "calibrate", "sample_of"]
 
@@ -75,7 +73,7 @@ def _as_fused(network: RDSR, floats: Collection[int], identities: Collection[int
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """To four digits: what another thread count does to the last bits of an activation shall not change a graph."""
+    """To four digits: the last bits of an activation, which another thread count may change, hardly ever reach a graph."""
     return torch.tensor([float(f"{value:.4g}") for value in values.flatten().tolist()]).reshape(values.shape)
 
 
@@ -146,26 +144,11 @@ def _set_scales(decoder: QuantizedDecoder, samples: Sequence[Sample], share: flo
     for index, conv in enumerate(decoder.layers()):
         if conv.log_weight_scale is None or conv.log_input_scale is None:
             continue
-        largest = conv.weight.abs().amax(dim=(1, 2, 3), keepdim=True)
-        conv.log_weight_scale.copy_((largest / WEIGHT_LEVELS).clamp(min=_LEAST).log())
+        conv.log_weight_scale.copy_(weight_scales(conv.weight).clamp(min=_LEAST).log())
         high = _rounded(seen.high(index, "input", share, channels=False))
         conv.log_input_scale.copy_((high / ACTIVATION_LEVELS).clamp(min=_LEAST).log())
         if conv.output_low is not None and conv.log_output_scale is not None:
             low, high = seen.low(index, "output", share), seen.high(index, "output", share, channels=True)
-            modulation = decoder.modulation_of(index)
-            if modulation is not None and conv.identity is None:
-                low = torch.maximum(low, _silent_below(modulation, samples, high))
             low = _rounded(low)
             conv.output_low.copy_(low)
             conv.log_output_scale.copy_(_rounded(((high - low) / ACTIVATION_LEVELS).clamp(min=_LEAST)).log())
-
-
-def _silent_below(modulation: Modulation, samples: Sequence[Sample], high: Tensor) -> Tensor:
-    """The value of each channel below which modulation and ReLU give zero for every sample, and a margin of a twentieth."""
-    silent = torch.full_like(high, torch.inf)
-    for _, z in samples:
-        scale, shift = F.linear(z, modulation.weight, modulation.bias)[0].chunk(2)
-        threshold = -shift / (1 + scale)
-        silent = torch.minimum(silent, torch.where(scale > -0.99, threshold, torch.full_like(high, -torch.inf)))
-    silent = silent - 0.05 * (high - silent).clamp(min=0)
-    return torch.where(silent < high, silent, torch.full_like(high, -torch.inf))

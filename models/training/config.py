@@ -56,6 +56,9 @@ class TrainConfig:
     modulation_rate: float = 0.02
     """Learning rate of the modulation layers, as a multiple of the others'. Each of their outputs sums over all elements
     of z, so Adam's equal steps add up: 900 steps of `small`, all by Adam, end at 27.24 dB on Kodak24 with 1, at 28.26 so."""
+    distillation: float = 1.0
+    """qat: weight of the float network's output as target, beside 1 − it for the original picture. The original's own error
+    is two hundred times what rounding does, so it drowns the gradient that rounding gives."""
     range_rate: float = 10.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6
@@ -105,6 +108,8 @@ class TrainConfig:
         if self.stage == "qat":
             if self.preset or self.network or self.grow:
                 raise TrainingError("preset, network and grow are not for qat, whose network is that of init")
+            if self.optimizer != "adam":
+                refuse("optimizer", '"adam" for qat')
         elif self.preset not in PRESETS:
             refuse("preset", f"one of {', '.join(PRESETS)}")
         if self.optimizer not in OPTIMIZERS:
@@ -121,7 +126,7 @@ class TrainConfig:
             ("iterations", 1, 100_000_000), ("batch", 1, 4096), ("warmup", 0, 1_000_000), ("seed", 0, 2**31),
             ("validate_every", 1, 100_000_000), ("learning_rate", 1e-9, 1.0), ("final_learning_rate", 0.0, 1.0),
             ("ema_decay", 0.0, 0.999999), ("gradient_clip", 1e-6, 1e6), ("spike_factor", 1.1, 1e6),
-            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3),
+            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3), ("distillation", 0.0, 1.0),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
         ):  # fmt: skip
             value = getattr(self, name)

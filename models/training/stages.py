@@ -66,7 +66,12 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
     if config.stage == "qat":
         with torch.no_grad():
             z = network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)
-        loss, pixel = picture_loss(_quantized(network)(lr, z), hr, config)
+            teacher = network.decoder(lr, z)
+        sr = _quantized(network)(lr, z)
+        loss, pixel = picture_loss(sr, hr, config)
+        share = config.distillation
+        if share:
+            loss = (1 - share) * loss + share * picture_loss(sr, teacher, config)[0]
         return Losses(loss, pixel, torch.zeros(()))
     with torch.no_grad():
         target = _lpe(network)(lr, hr).float()

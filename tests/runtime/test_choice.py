@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rdsr.runtime import Upscaler, cpu, speed
+from rdsr.runtime import BundleError, EngineError, Upscaler, cpu, speed
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.choice import choose
 from rdsr.runtime.describe import describe_bundle
@@ -70,6 +74,62 @@ def test_without_vnni_bf16_comes_first_then_the_faster_one(bundle: Path, monkeyp
         assert "no VNNI" in reason
 
 
+def test_int8_alone_is_taken_whatever_it_loses(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = json.loads((bundle / "manifest.json").read_text())["variants"]
+    rewrite_manifest(bundle, variants=[row | {"psnr_drop_db": 0.04} for row in rows if row["precision"] == "int8"])
+    a_cpu(monkeypatch)
+    _, precision, reason = choose(Bundle(bundle), "auto", "auto")
+    assert precision == "int8"
+    assert "no other proven variant" in reason
+
+
+def test_an_engine_that_cannot_run_int8_leaves_fp32(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_int8_drop(bundle, 0.0)
+    a_cpu(monkeypatch)
+
+    def broken(*facts: object) -> Timing:
+        raise EngineError("no such kernel")
+
+    monkeypatch.setattr("rdsr.runtime.choice.int8_against_float", broken)
+    _, precision, reason = choose(Bundle(bundle), "auto", "auto")
+    assert precision == "fp32"
+    assert "no such kernel" in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"psnr_drop_db": True}, "psnr_drop_db"),
+        ({"psnr_drop_db": "0"}, "psnr_drop_db"),
+        ({"psnr_drop_db": 10**400}, "psnr_drop_db"),
+        ({"graph": None}, "graph"),
+        ({"precision": 8}, "precision"),
+    ],
+)
+def test_crafted_variants_are_refused(bundle: Path, changes: dict[str, object], word: str) -> None:
+    rows = json.loads((bundle / "manifest.json").read_text())["variants"]
+    rewrite_manifest(bundle, variants=[row | changes for row in rows])
+    with pytest.raises(BundleError, match=word):
+        Bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("flag", "cap", "vnni"),
+    [
+        ("avx512_vnni", "AVX2_VNNI", False),
+        ("avx_vnni", "AVX2_VNNI", True),
+        ("avx512_vnni", "AVX512_CORE_BF16", True),
+        ("amx_int8", "AVX512_CORE_VNNI", False),
+        ("amx_int8", "AVX512_CORE_AMX", True),
+        ("avx512_vnni", "ALL", True),
+    ],
+)
+def test_a_cap_is_matched_with_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str, cap: str, vnni: bool) -> None:
+    a_cpu(monkeypatch, flag, cap=cap)
+    assert cpu.has_vnni() is vnni
+    assert cpu.has_vnni(capped=False), "ONNX Runtime does not read the cap"
+
+
 @pytest.mark.parametrize(("cap", "vnni"), [("AVX2", False), ("AVX512_CORE", False), ("AVX512_CORE_VNNI", True)])
 def test_a_cap_counts_as_the_cpu_and_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch, cap: str, vnni: bool) -> None:
     with_int8_drop(bundle, 0.0)
@@ -80,14 +140,46 @@ def test_a_cap_counts_as_the_cpu_and_is_named(bundle: Path, monkeypatch: pytest.
     assert (f"ONEDNN_MAX_CPU_ISA={cap}" in reason) is not vnni
 
 
-def test_int8_is_right_under_every_cap(exported: Path) -> None:
-    """Bytes of a fresh process with kernels for less capable CPUs: nothing saturates, so they agree within a level."""
-    import os
-    import subprocess
-    import sys
+SATURATING = """
+import sys, numpy as np, onnx
+from onnx import numpy_helper
+from rdsr.benchmarks.int8 import convolution_stack
+from rdsr.runtime.engines import load_session
 
-    import numpy as np
+model = onnx.load_from_string(convolution_stack(channels=16, depth=1))
+kernel = np.zeros((16, 16, 3, 3), np.int8)
+kernel[:, 0::2], kernel[:, 1::2] = int(sys.argv[2]), int(sys.argv[3])
+scale = np.full(16, 1 / (1.2 * kernel[0].astype(int).sum()), np.float32)
+for tensor in model.graph.initializer:
+    if tensor.name in ("w0", "s0"):
+        tensor.CopyFrom(numpy_helper.from_array(kernel if tensor.name == "w0" else scale, tensor.name))
+session = load_session(model.SerializeToString(), backend=sys.argv[1], precision="int8", threads=1)
+print(session.run({"x": np.full((1, 16, 8, 8), 255, np.uint8)})[0][0, 0, 4, 4])
+"""
 
+
+@pytest.mark.parametrize(
+    ("backend", "weights", "right"),
+    [
+        ("openvino", (64, 64), True),
+        ("openvino", (127, 1), True),
+        ("openvino", (127, 127), False),  # what the rule on neighbours is for
+        ("onnxruntime", (64, 64), True),
+        ("onnxruntime", (127, 1), True),
+    ],
+)
+def test_neighbours_of_128_do_not_saturate_and_larger_ones_would(
+    backend: str, weights: tuple[int, int], right: bool
+) -> None:
+    """The brightest input through kernels for a CPU without VNNI (ONNX Runtime: for this CPU, it has no cap)."""
+    command = [sys.executable, "-c", SATURATING, backend, *map(str, weights)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, check=True
+    )
+    assert (int(done.stdout) == round(255 / 1.2)) is right
+
+
+def test_int8_is_the_same_under_every_cap(exported: Path) -> None:
     script = (
         "import sys, numpy as np; from rdsr.runtime import Upscaler\n"
         "u = Upscaler.load(sys.argv[1], backend='openvino', precision='int8', threads=1)\n"
@@ -95,10 +187,8 @@ def test_int8_is_right_under_every_cap(exported: Path) -> None:
     )
     outputs = []
     for cap in ("ALL", "AVX512_CORE", "AVX2"):
-        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": cap}
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(exported)], capture_output=True, env=environment, check=True
-        )
+        command = [sys.executable, "-c", script, str(exported)]
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": cap}, check=True)
         outputs.append(np.frombuffer(done.stdout, np.uint8).astype(int))
     assert all((np.abs(outputs[0] - other) <= 1).mean() >= 0.995 for other in outputs[1:])
 

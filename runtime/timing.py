@@ -1,0 +1,24 @@
+"""Timing several calls against each other on a machine that drifts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+__all__ = ["interleaved_medians"]
+
+Key = TypeVar("Key")
+
+
+def interleaved_medians(calls: Mapping[Key, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[Key, float]:
+    """Median milliseconds of every call; each round makes every call once, so that drift hits all alike."""
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    for index in range(rounds + warmup):
+        for key, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if index >= warmup:
+                times[key].append(1e3 * (time.perf_counter() - started))
+    return {key: statistics.median(taken) for key, taken in times.items()}
