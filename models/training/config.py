@@ -59,7 +59,9 @@ class TrainConfig:
     distillation: float = 1.0
     """qat: weight of the float network's output as target, beside 1 − it for the original picture. The original's own error
     is two hundred times what rounding does, so it drowns the gradient that rounding gives."""
-    range_rate: float = 10.0
+    kernel_rate: float = 1.0
+    """qat: learning rate of the convolutions' kernels, as a multiple of the others'. Each of their steps may flip roundings."""
+    range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6
     """Learning rate that the cosine schedule ends on."""
@@ -126,7 +128,7 @@ class TrainConfig:
             ("iterations", 1, 100_000_000), ("batch", 1, 4096), ("warmup", 0, 1_000_000), ("seed", 0, 2**31),
             ("validate_every", 1, 100_000_000), ("learning_rate", 1e-9, 1.0), ("final_learning_rate", 0.0, 1.0),
             ("ema_decay", 0.0, 0.999999), ("gradient_clip", 1e-6, 1e6), ("spike_factor", 1.1, 1e6),
-            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3), ("distillation", 0.0, 1.0),
+            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3), ("kernel_rate", 0.0, 10.0), ("distillation", 0.0, 1.0),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
         ):  # fmt: skip
             value = getattr(self, name)

@@ -124,7 +124,7 @@ def train(
     source = PatchSource(
         [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
     )
-    if config.stage == "qat" and state is None:
+    if config.stage == "qat" and network.quantized is None:
         _quantize(network, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,21 @@ def test_the_float_network_stays_and_the_quantized_one_moves(finished: Path, tmp
         assert torch.allclose(levels, levels.round(), atol=1e-3), "the checkpoint's weights are levels"
 
 
-def test_training_learns(finished: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(QAT, init=str(finished), iterations=60, batch=8, learning_rate=1e-3, validate_every=1)
-    train(dataclasses.replace(config, ema_decay=0.5), tmp_path / "run", validation=SAMPLES)
+LONGER = {"iterations": 60, "batch": 8, "learning_rate": 1e-3, "validate_every": 1, "ema_decay": 0.5}
+
+
+def test_training_on_originals_learns(finished: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(QAT, init=str(finished), distillation=0.0, **LONGER)
+    train(config, tmp_path / "run", validation=SAMPLES)
     quality = [float(value) for value in log(tmp_path / "run", "psnr_y")]
     assert quality[-1] > quality[0] + 0.2
+
+
+def test_distillation_comes_nearer_to_the_float_network(finished: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(QAT, init=str(finished), **LONGER), tmp_path / "run", validation=SAMPLES)
+    losses = [float(value) for value in log(tmp_path / "run", "loss")]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert losses[0] < 0.1 * float(log(tmp_path / "run", "pixel")[0]), "rounding is small beside the network's own error"
 
 
 def test_resume_is_exact(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +118,11 @@ def test_its_result_exports_and_can_be_trained_on(finished: Path, tmp_path: Path
     )
     floats = load_file(train(stage2, tmp_path / "stage2"))
     assert not any(key.startswith("quantized.") for key in floats), "trained on, the old quantization is no longer its own"
+
+
+def test_it_is_trained_by_adam() -> None:
+    with pytest.raises(TrainingError, match="optimizer must be"):
+        dataclasses.replace(QAT, optimizer="muon")
 
 
 @pytest.mark.parametrize(("field", "value"), [("preset", "small"), ("network", {"width": 8}), ("grow", True)])
