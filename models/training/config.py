@@ -39,7 +39,7 @@ class TrainConfig:
     """Folders of training pictures, relative to the working directory."""
     init: str = ""
     """Checkpoint to start from, relative to the working directory, or a shipped model's name; stage2 needs the result of a
-    stage1 run, qat a finished network."""
+    stage1 run, qat a finished network (one that went through qat already goes on from there)."""
     grow: bool = False
     """Whether `init` is a smaller network of the family, to be widened and deepened into one that computes the same."""
     iterations: int
@@ -57,10 +57,12 @@ class TrainConfig:
     """Learning rate of the modulation layers, as a multiple of the others'. Each of their outputs sums over all elements
     of z, so Adam's equal steps add up: 900 steps of `small`, all by Adam, end at 27.24 dB on Kodak24 with 1, at 28.26 so."""
     distillation: float = 1.0
-    """qat: weight of the float network's output as target, beside 1 − it for the original picture. The original's own error
-    is two hundred times what rounding does, so it drowns the gradient that rounding gives."""
-    kernel_rate: float = 1.0
-    """qat: learning rate of the convolutions' kernels, as a multiple of the others'. Each of their steps may flip roundings."""
+    """qat: weight of the float network's output as target, beside 1 − it for the original picture, whose distance is some
+    sixty times what rounding adds and drowns its gradient: after 100 steps `small` has 28.596 dB on Kodak24, not 28.587."""
+    black_and_white: float = 0.0
+    """qat: share of the patches that are turned into black and white (each pixel above the median or not), with the float
+    network's output as target. 0.125 brings the squared error of `small` on such pictures from 86 to 3 grey levels² and
+    costs 0.02 dB on Kodak24."""
     range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6
@@ -128,7 +130,8 @@ class TrainConfig:
             ("iterations", 1, 100_000_000), ("batch", 1, 4096), ("warmup", 0, 1_000_000), ("seed", 0, 2**31),
             ("validate_every", 1, 100_000_000), ("learning_rate", 1e-9, 1.0), ("final_learning_rate", 0.0, 1.0),
             ("ema_decay", 0.0, 0.999999), ("gradient_clip", 1e-6, 1e6), ("spike_factor", 1.1, 1e6),
-            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0), ("range_rate", 0.0, 1e3), ("kernel_rate", 0.0, 10.0), ("distillation", 0.0, 1.0),
+            ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0),
+            ("range_rate", 0.0, 1e3), ("distillation", 0.0, 1.0), ("black_and_white", 0.0, 1.0),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
         ):  # fmt: skip
             value = getattr(self, name)

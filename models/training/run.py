@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
-from ..rdsr.calibrate import Ranges, calibrate, sample_of
+from ..rdsr.calibrate import Ranges, calibrate, sample_of, with_hard_edges
 from ..rdsr.config import RDSRConfig
 from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
@@ -67,7 +67,7 @@ def _finished_network(path: Path) -> RDSR:
     return network
 
 
-def _quantize(network: RDSR, source: PatchSource) -> None:
+def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> None:
     """Give the network a quantized decoder, with ranges from the middles of some of the training pictures."""
     noise = torch.randn(1, network.config.latent_size, generator=torch.Generator().manual_seed(0))
     spread = source.pairs[:: max(1, len(source.pairs) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
@@ -76,6 +76,8 @@ def _quantize(network: RDSR, source: PatchSource) -> None:
         top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
         middle = lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
         samples.append(sample_of(network, middle, noise))
+    if black_and_white:
+        samples = with_hard_edges(network, samples, noise)
     network.quantized = calibrate(network, samples, QAT_START)
 
 
@@ -125,7 +127,7 @@ def train(
         [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
     )
     if config.stage == "qat" and network.quantized is None:
-        _quantize(network, source)
+        _quantize(network, source, black_and_white=config.black_and_white > 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

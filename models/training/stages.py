@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..rdsr.calibrate import hard_edges
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .errors import TrainingError
@@ -64,15 +65,7 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
         loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
         return Losses(loss, pixel, torch.zeros(()))
     if config.stage == "qat":
-        with torch.no_grad():
-            z = network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)
-            teacher = network.decoder(lr, z)
-        sr = _quantized(network)(lr, z)
-        loss, pixel = picture_loss(sr, hr, config)
-        share = config.distillation
-        if share:
-            loss = (1 - share) * loss + share * picture_loss(sr, teacher, config)[0]
-        return Losses(loss, pixel, torch.zeros(()))
+        return _qat_losses(network, config, lr, hr, noise)
     with torch.no_grad():
         target = _lpe(network)(lr, hr).float()
     pooled = network.feature_map(lr).mean(dim=(2, 3))
@@ -81,6 +74,23 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
     prior = F.l1_loss(z, target)
     loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
     return Losses(loss + config.prior_weight * prior, pixel, prior.detach())
+
+
+def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:
+    """Distance to the float network's output, on some patches in black and white, and to the original on the others."""
+    quantized = _quantized(network)
+    share = config.distillation
+    count = min(round(config.black_and_white * len(lr)), len(lr) - 1) if share else 0
+    with torch.no_grad():
+        seen = torch.cat([lr[count:], hard_edges(lr[:count])])
+        noise = torch.cat([noise[count:], noise[:count]])
+        z = network.prior(network.feature_map(seen).mean(dim=(2, 3)), noise)
+        teacher = network.decoder(seen, z) if share else None
+    sr = quantized(seen, z)
+    loss, pixel = picture_loss(sr[: len(lr) - count], hr[count:], config)
+    if teacher is not None:
+        loss = (1 - share) * loss + share * picture_loss(sr, teacher, config)[0]
+    return Losses(loss, pixel, torch.zeros(()))
 
 
 def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -78,10 +78,8 @@ def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimize
         kernels = set()
     modulating = {name for name in trained if ".modulation." in name}
     ranges = {name for name in trained if ".log_" in name}
-    quantized = {name for name, p in trained.items() if name.startswith("quantized.") and p.ndim == 4} - ranges
     groups = [
-        {"params": [p for n, p in trained.items() if n not in kernels | modulating | ranges | quantized], "rate": 1.0},
-        {"params": [p for n, p in trained.items() if n in quantized], "rate": config.kernel_rate},
+        {"params": [p for n, p in trained.items() if n not in kernels | modulating | ranges], "rate": 1.0},
         {"params": [p for n, p in trained.items() if n in modulating], "rate": config.modulation_rate},
         {"params": [p for n, p in trained.items() if n in ranges], "rate": config.range_rate},
     ]

@@ -205,9 +205,10 @@ def test_remedies_are_applied_in_order_of_price_until_the_drop_is_small_enough()
     noise = torch.zeros(1, CONFIG.latent_size)
     hrs = sample_pictures(4).values()
     originals = [Original(sample_of(network, p, noise), as_tensor(hr)) for p, hr in zip(pictures, hrs, strict=True)]
-    free = quantize(network, originals, lambda decoder: 0.01, max_drop=0.05)
+    samples = [original.sample for original in originals]
+    free = quantize(network, originals, samples, lambda decoder: 0.01, max_drop=0.05)
     assert [r.remedy for r in free.remedies] == ["whole ranges", "clipped ranges", "equalized channels"]
-    never = quantize(network, originals, lambda decoder: 1.0, max_drop=0.05)
+    never = quantize(network, originals, samples, lambda decoder: 1.0, max_drop=0.05)
     assert [r.remedy for r in never.remedies][3:] == ["identity outside", "layers in float"]
     assert sum(layer.precision == "fp32" for layer in never.layers) <= 1, "at most a quarter of them"
     assert never.psnr_drop_db == 1.0
