@@ -70,7 +70,7 @@ def measure_prior(
     noises["zero as initial latent"] = torch.zeros(1, network.latent_size)
 
     def prior(lr: Any, noise: str = "seed 0") -> Any:
-        return network.prior(network.feature_map(lr).mean(dim=(2, 3)), noises[noise])
+        return network.latent_prior(lr, noises[noise])
 
     with torch.no_grad():
         tensors = [torch.from_numpy(to_graph(lr)) for _, lr, _ in pictures]

@@ -58,7 +58,7 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
         if pair is None:
             logger.warning("calibration leaves out %s: not a readable picture", path)
             continue
-        lr, hr = (_middle(picture, MAX_SIDE * factor) for picture, factor in zip(pair, (1, scale), strict=True))
+        lr, hr = (_middle(picture, unit) for picture, unit in zip(pair, (1, scale), strict=True))
         inside = hr[scale:-scale, scale:-scale]  # what PSNR looks at
         judges = min(hr.shape[:2]) > 4 * scale and int(inside.max()) - int(inside.min()) > 8
         pictures.append(CalibrationPicture(path.stem, dataset, lr, hr, len(pictures) % 3 == 2 and judges))
@@ -81,8 +81,8 @@ def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
     return bicubic_downscale(hr, scale), hr
 
 
-def _middle(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The middle of a picture, at most `side` pixels high and wide."""
-    scale = side // MAX_SIDE
-    top, left = (max(0, length // scale - MAX_SIDE) // 2 * scale for length in picture.shape[:2])
+def _middle(picture: NDArray[np.uint8], unit: int) -> NDArray[np.uint8]:
+    """The middle of a picture in which an LR pixel is `unit` pixels wide, at most `MAX_SIDE` LR pixels high and wide."""
+    top, left = (max(0, length // unit - MAX_SIDE) // 2 * unit for length in picture.shape[:2])
+    side = MAX_SIDE * unit
     return np.ascontiguousarray(picture[top : top + side, left : left + side])

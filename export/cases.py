@@ -14,6 +14,7 @@ from torch import nn
 
 from ..models.degradation import bicubic_downscale, crop_to_multiple
 from ..models.interface import LatentPriorNetwork
+from ..models.rdsr.network import RDSR
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.metrics import psnr_y
 from ..runtime.picture_files import read_picture
@@ -71,23 +72,19 @@ def build_proof(network: nn.Module, seed: int, judging: Sequence[CalibrationPict
     return Proof(tuple(cases), seed)
 
 
-def with_int8(proof: Proof, network: nn.Module, decode: Decoder, *, drop: float, max_drop: float) -> Proof:
+def with_int8(proof: Proof, network: RDSR, decode: Decoder, *, drop: float, max_drop: float) -> Proof:
     """The proof with what the fake-quantized decoder `decode` makes of every case, and the gate."""
-    parts = cast(LatentPriorNetwork, network)
-    noise = torch.from_numpy(initial_noise(proof.seed, parts.latent_size))
+    noise = torch.from_numpy(initial_noise(proof.seed, network.latent_size))
     cases = []
     for case in proof.cases:
-        picture = fake_quantized(parts, decode, case.lr, noise)
-        quality = None if case.hr is None else psnr_y(picture, case.hr, parts.scale)
+        picture = fake_quantized(network, decode, case.lr, noise)
+        quality = None if case.hr is None else psnr_y(picture, case.hr, network.scale)
         cases.append(dataclasses.replace(case, expected_int8=picture, psnr_y_int8=quality))
     return dataclasses.replace(proof, cases=tuple(cases), int8_drop_db=float(drop), int8_max_drop_db=float(max_drop))
 
 
-def fake_quantized(
-    network: LatentPriorNetwork, decode: Decoder, lr: NDArray[np.uint8], noise: torch.Tensor
-) -> NDArray[np.uint8]:
+def fake_quantized(network: RDSR, decode: Decoder, lr: NDArray[np.uint8], noise: torch.Tensor) -> NDArray[np.uint8]:
     """H×W×3 uint8 → sH×sW×3 uint8: the network's latent prior, then `decode`."""
     with torch.no_grad():
         tensor = torch.from_numpy(to_graph(lr))
-        z = network.prior(network.feature_map(tensor).mean(dim=(2, 3)), noise)
-        return np.asarray(from_graph(decode(tensor, z).numpy(), lr))
+        return np.asarray(from_graph(decode(tensor, network.latent_prior(tensor, noise)).numpy(), lr))

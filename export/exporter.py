@@ -213,7 +213,7 @@ def _quantize(
         progress=progress,
     )
     drop = quantized.psnr_drop_db
-    return quantized, with_int8(proof, loaded.network, quantized.decoder, drop=drop, max_drop=options.max_psnr_drop)
+    return quantized, with_int8(proof, network, quantized.decoder, drop=drop, max_drop=options.max_psnr_drop)
 
 
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:

@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..models.interface import LatentPriorNetwork
 from ..models.rdsr.calibrate import sample_of, with_hard_edges
 from ..models.rdsr.network import RDSR
 from ..models.rdsr.quantized import QuantizedDecoder
 from ..runtime import cpu
+from ..runtime.arrays import to_graph
 from ..runtime.bundle import Bundle
 from ..runtime.engines import BACKENDS, Precision
 from ..runtime.metrics import psnr_drop, psnr_y
@@ -25,7 +25,7 @@ from ..runtime.timing import interleaved_medians
 from .calibration import CalibrationPicture
 from .cases import fake_quantized
 from .errors import ExportError
-from .quantize import Original, Quantized, as_tensor, quantize, trained
+from .quantize import Original, Quantized, quantize, trained
 
 __all__ = ["Int8Timing", "as_rdsr", "drop_by_dataset", "make_int8", "measure_time"]
 
@@ -53,14 +53,14 @@ def make_int8(
     noise = torch.from_numpy(initial_noise(proof.seed, network.latent_size))
     chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
     chosen += [(case.lr, case.hr) for case in proof.cases if case.dataset == OWN and case.hr is not None]
-    originals = [Original(sample_of(network, lr, noise), as_tensor(hr)) for lr, hr in chosen]
+    originals = [Original(sample_of(network, lr, noise), torch.from_numpy(to_graph(hr))) for lr, hr in chosen]
 
     def judge(decoder: QuantizedDecoder) -> float:
         drops = []
         for case in proof.judging:
             assert case.hr is not None
             assert case.psnr_y is not None
-            picture = fake_quantized(cast(LatentPriorNetwork, network), decoder, case.lr, noise)
+            picture = fake_quantized(network, decoder, case.lr, noise)
             drops.append(psnr_drop(case.psnr_y, psnr_y(picture, case.hr, network.scale)))
         return float(np.mean(drops))
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.rdsr.calibrate import Ranges, Sample, calibrate
@@ -245,8 +244,3 @@ def trained(decoder: QuantizedDecoder, originals: Sequence[Original], judge: Jud
     costs = _sensitivities(decoder, originals)
     drop = round(judge(decoder), 4)
     return Quantized(decoder, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, costs), drop)
-
-
-def as_tensor(picture: NDArray[np.uint8]) -> Tensor:
-    """H×W×3 uint8 → 1×3×H×W float32 in [0, 1]."""
-    return torch.tensor(picture).permute(2, 0, 1)[None].float().div(255)

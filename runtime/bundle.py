@@ -96,26 +96,24 @@ class Manifest:
         first, *rest = role.split("_", 1)
         return "_".join([first, "int8", *rest])
 
-    def proven(self, precision: str, engine: str | None = None) -> bool:
-        """Whether the chain of graphs that the runtime runs passed its proof at this precision (on this engine, or any)."""
-        return any(
-            v["passed"] is True
-            and v["precision"] == precision
-            and v["graph"] == self.graph("decoder", precision)
-            and engine in (None, v["engine"])
-            for v in self.variants
-        )
-
-    def psnr_drop(self, precision: str, engine: str | None = None) -> float:
-        """Measured PSNR-Y drop in dB of the chain of graphs (on this engine, or the worse of them); infinite if unknown."""
-        drops = [
-            math.inf if v["psnr_drop_db"] is None else float(v["psnr_drop_db"])
+    def _chain(self, precision: str, engine: str | None) -> list[Mapping[str, Any]]:
+        """Rows of the chain of graphs that the runtime runs, at this precision, on this engine or any."""
+        return [
+            v
             for v in self.variants
             if v["precision"] == precision
             and v["graph"] == self.graph("decoder", precision)
             and engine in (None, v["engine"])
         ]
-        return max(drops, default=math.inf)
+
+    def proven(self, precision: str, engine: str | None = None) -> bool:
+        """Whether the chain of graphs that the runtime runs passed its proof at this precision (on this engine, or any)."""
+        return any(v["passed"] is True for v in self._chain(precision, engine))
+
+    def psnr_drop(self, precision: str, engine: str | None = None) -> float:
+        """Measured PSNR-Y drop in dB of the chain of graphs (on this engine, or the worse of them); infinite if unknown."""
+        drops = [v["psnr_drop_db"] for v in self._chain(precision, engine)]
+        return max((math.inf if drop is None else float(drop) for drop in drops), default=math.inf)
 
     @property
     def precisions(self) -> tuple[str, ...]:

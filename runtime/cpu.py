@@ -76,7 +76,8 @@ def isa_cap() -> str | None:
     return None if cap in ("", "ALL", "DEFAULT") else cap
 
 
-_CAPS = {
+_CAPS: dict[str, set[str]] = {
+    **{cap: set() for cap in ("SSE41", "AVX", "AVX2", "AVX512_CORE")},
     "AVX2_VNNI": {"avx_vnni"},
     "AVX2_VNNI_2": {"avx_vnni"},
     "AVX512_CORE_VNNI": {"avx_vnni", "avx512_vnni"},
@@ -85,15 +86,13 @@ _CAPS = {
     "AVX10_1_512": {"avx_vnni", "avx512_vnni", "avx512_bf16"},
     "AVX512_CORE_AMX": {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"},
 }
-"""What a limit leaves of the number formats; the lower ones leave nothing, the higher ones everything."""
-_LOW_CAPS = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
+"""What a limit leaves of the number formats; higher ones leave everything."""
 
 
 def _native(wanted: set[str], *, capped: bool = True) -> bool:
     """Whether the CPU has one of the flags, and the limit leaves it."""
     cap = isa_cap() if capped else None
-    allowed = wanted if cap is None else set() if cap in _LOW_CAPS else wanted & _CAPS.get(cap, wanted)
-    return bool(cpu_flags() & allowed)
+    return bool(cpu_flags() & wanted & (wanted if cap is None else _CAPS.get(cap, wanted)))
 
 
 def has_bf16() -> bool:

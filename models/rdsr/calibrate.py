@@ -43,7 +43,7 @@ class Ranges:
 def sample_of(network: RDSR, picture: NDArray[np.uint8], noise: Tensor) -> Sample:
     """H×W×3 uint8 LR and the 1×latent noise → LR as a tensor and the latent prior that the reverse process gives."""
     lr = torch.tensor(picture).permute(2, 0, 1)[None].float().div(255)
-    return lr, network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)
+    return lr, network.latent_prior(lr, noise)
 
 
 def hard_edges(lr: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def hard_edges(lr: Tensor) -> Tensor:
 def with_hard_edges(network: RDSR, samples: Sequence[Sample], noise: Tensor) -> list[Sample]:
     """The samples, and each of them in black and white."""
     hard = [hard_edges(lr) for lr, _ in samples]
-    return [*samples, *((lr, network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise)) for lr in hard)]
+    return [*samples, *((lr, network.latent_prior(lr, noise)) for lr in hard)]
 
 
 @torch.no_grad()
@@ -119,10 +119,10 @@ class _Observer:
 
     def high(self, index: int, where: str, share: float, *, channels: bool) -> Tensor:
         """The value that `share` of all values do not exceed, of the whole tensor or of every channel."""
+        if share < 1:
+            return self._at(index, where, share, channels)
         highest = self.highest[index, where]
-        return (
-            highest if channels and share == 1 else highest.amax() if share == 1 else self._at(index, where, share, channels)
-        )
+        return highest if channels else highest.amax()
 
     def low(self, index: int, where: str, share: float) -> Tensor:
         """The value that `share` of a channel's values reach."""

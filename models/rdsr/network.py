@@ -85,13 +85,17 @@ class RDSR(nn.Module):
         """Pooled condition features (N×C) and noise (N×latent) → latent prior z (N×latent)."""
         return reverse_process(self.denoiser, self.schedule, self.condition_encoder.mlp(pooled), noise)
 
+    def latent_prior(self, lr: Tensor, noise: Tensor) -> Tensor:
+        """N×3×H×W LR in [0, 1] and noise (N×latent or 1×latent) → latent prior z of each whole picture."""
+        return self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise)
+
     def decode(self, lr: Tensor, z: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×latent z → N×3×sH×sW SR, not clipped."""
         return self.decoder(lr, z)
 
     def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
         """Inference: N×3×H×W LR in [0, 1], N×latent standard normal noise → N×3×sH×sW SR, not clipped."""
-        return self.decode(lr, self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise))
+        return self.decode(lr, self.latent_prior(lr, noise))
 
     def fuse(self) -> RDSR:
         """The float deployment form: branches folded, LPE dropped. The original is left as it is."""

@@ -84,7 +84,7 @@ def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, nois
     with torch.no_grad():
         seen = torch.cat([lr[count:], hard_edges(lr[:count])])
         noise = torch.cat([noise[count:], noise[:count]])
-        z = network.prior(network.feature_map(seen).mean(dim=(2, 3)), noise)
+        z = network.latent_prior(seen, noise)
         teacher = network.decoder(seen, z) if share else None
     sr = quantized(seen, z)
     loss, pixel = picture_loss(sr[: len(lr) - count], hr[count:], config)
@@ -102,7 +102,7 @@ def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor
     if stage == "qat":
 
         def quantized(lr: Tensor, hr: Tensor) -> Tensor:
-            z = network.prior(network.feature_map(lr).mean(dim=(2, 3)), noise.to(lr.device))
+            z = network.latent_prior(lr, noise.to(lr.device))
             return _quantized(network)(lr, z)
 
         return quantized
