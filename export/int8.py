@@ -53,7 +53,11 @@ def make_int8(
     noise = torch.from_numpy(initial_noise(proof.seed, network.latent_size))
     chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
     chosen += [(case.lr, case.hr) for case in proof.cases if case.dataset == OWN and case.hr is not None]
-    originals = [Original(sample_of(network, lr, noise), torch.from_numpy(to_graph(hr))) for lr, hr in chosen]
+    samples = with_hard_edges(network, [sample_of(network, lr, noise) for lr, _ in chosen], noise)
+    originals = [
+        Original(sample, twin, torch.from_numpy(to_graph(hr)))
+        for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
+    ]
 
     def judge(decoder: QuantizedDecoder) -> float:
         drops = []
@@ -67,8 +71,7 @@ def make_int8(
     if network.quantized is not None and not post_training:
         progress("quantize: as trained")
         return trained(network.quantized, originals, judge)
-    samples = with_hard_edges(network, [original.sample for original in originals], noise)
-    return quantize(network, originals, samples, judge, max_drop=max_drop, progress=progress)
+    return quantize(network, originals, judge, max_drop=max_drop, progress=progress)
 
 
 def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:

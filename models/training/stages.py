@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -76,11 +77,21 @@ def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noi
     return Losses(loss + config.prior_weight * prior, pixel, prior.detach())
 
 
+def _share_of(share: float, noise: Tensor) -> int:
+    """How many of N patches are `share` of them: whole numbers above or below it, its mean over steps; one at least is left.
+
+    Drawn from the step's own noise (N×latent), so that a resumed run draws the same.
+    """
+    wanted = share * len(noise)
+    uniform = 0.5 * (1 + math.erf(float(noise[0, 0]) / math.sqrt(2)))
+    return min(math.floor(wanted + uniform), len(noise) - 1)
+
+
 def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:
     """Distance to the float network's output, on some patches in black and white, and to the original on the others."""
     quantized = _quantized(network)
     share = config.distillation
-    count = min(round(config.black_and_white * len(lr)), len(lr) - 1) if share else 0
+    count = _share_of(config.black_and_white, noise) if share else 0
     with torch.no_grad():
         seen = torch.cat([lr[count:], hard_edges(lr[:count])])
         noise = torch.cat([noise[count:], noise[:count]])

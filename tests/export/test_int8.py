@@ -24,7 +24,7 @@ from rdsr.export.execution import Plan, check_execution
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.export.graph_set import GraphSet
 from rdsr.export.quantize import Original, quantize
-from rdsr.models.rdsr.calibrate import Ranges, calibrate, sample_of
+from rdsr.models.rdsr.calibrate import Ranges, calibrate, sample_of, with_hard_edges
 from rdsr.models.rdsr.quantized import QuantizedDecoder
 from rdsr.models.registry import load_model
 from rdsr.runtime import BundleError, Upscaler
@@ -201,13 +201,14 @@ def test_remedies_are_applied_in_order_of_price_until_the_drop_is_small_enough()
     network, _, pictures = calibrated()
     noise = torch.zeros(1, CONFIG.latent_size)
     hrs = sample_pictures(4).values()
+    samples = [sample_of(network, picture, noise) for picture in pictures]
     originals = [
-        Original(sample_of(network, p, noise), torch.from_numpy(to_graph(hr))) for p, hr in zip(pictures, hrs, strict=True)
+        Original(sample, with_hard_edges(network, [sample], noise)[1], torch.from_numpy(to_graph(hr)))
+        for sample, hr in zip(samples, hrs, strict=True)
     ]
-    samples = [original.sample for original in originals]
-    free = quantize(network, originals, samples, lambda decoder: 0.01, max_drop=0.05)
+    free = quantize(network, originals, lambda decoder: 0.01, max_drop=0.05)
     assert [r.remedy for r in free.remedies] == ["whole ranges", "clipped ranges", "equalized channels"]
-    never = quantize(network, originals, samples, lambda decoder: 1.0, max_drop=0.05)
+    never = quantize(network, originals, lambda decoder: 1.0, max_drop=0.05)
     assert [r.remedy for r in never.remedies][3:] == ["identity outside", "layers in float"]
     assert sum(layer.precision == "fp32" for layer in never.layers) <= 1, "at most a quarter of them"
     assert never.psnr_drop_db == 1.0
