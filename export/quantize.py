@@ -30,8 +30,8 @@ MAX_FLOATS = 0.25
 _SENSITIVITY_PIXELS = 30_000
 """LR pixels that the sensitivity pass looks at, two to three runs of half a decoder a convolution."""
 _TWIN_WEIGHT = 0.05
-"""Of a picture's black-and-white twin beside the picture itself, where remedies are compared: text is rare, but what a remedy
-does to it is large (of `small`, the remedies' squared errors are 1.3 to 3 grey levels² on photographs, 5 to 35 on twins)."""
+"""Of a picture's black-and-white twin beside the picture itself, where remedies are compared: text is rare, but ranges make
+a large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
 _LEAST_ERROR = 1e-6
 """Mean squared error of full range 1 below which a picture counts as this good (60 dB): blank pictures outweigh no other."""
 

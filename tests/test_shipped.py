@@ -38,7 +38,7 @@ def test_default_bundle_is_small_whole_and_proven() -> None:
     isa = shipped.manifest.cpu["isa"]  # of the CPU that proved it: one without bf16 arithmetic can prove float32 alone
     bf16 = {"bf16"} if {"bf16", "amx"} & set(isa.split("+")) else set()
     assert set(shipped.manifest.precisions) == {"fp32", "int8"} | bf16
-    assert shipped.manifest.psnr_drop("int8") <= 0.05
+    assert shipped.manifest.psnr_drop("int8") <= 0.02, "auto may take it"
     assert verify(shipped).passed
 
 
