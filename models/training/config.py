@@ -58,12 +58,12 @@ class TrainConfig:
     of z, so Adam's equal steps add up: 900 steps of `small`, all by Adam, end at 27.24 dB on Kodak24 with 1, at 28.26 so."""
     distillation: float = 1.0
     """qat: weight of the float network's output as target, beside 1 − it for the original picture, whose distance is some
-    sixty times what rounding adds and drowns its gradient: after 100 steps `small` has 28.596 dB on Kodak24, not 28.587. Once
-    that has settled (28.598 after 3,450), 2,000 steps with 0.5 bring 28.603, and the most where pictures are smooth."""
+    sixty times what rounding adds and drowns its gradient: after 100 steps `small` has 28.596 dB on Kodak24, not 28.587.
+    Once that has settled (28.598 after 3,450), 2,000 steps with 0.5 bring 28.603, and the most where pictures are smooth."""
     black_and_white: float = 0.0
     """qat: share of the patches that are turned into black and white (each pixel above the median or not), with the float
-    network's output as target, so that ranges hold text as well. Squared errors of `small` in grey levels², on photographs and
-    on these: 0.8 and 136 with 0, 1.1 and 6.7 with 0.03, 1.7 and 4.3 with 0.125."""
+    network's output as target, so that ranges hold text as well. Squared errors of `small` in grey levels², on photographs
+    and on these: 0.8 and 136 with 0, 1.1 and 6.7 with 0.03, 1.7 and 4.3 with 0.125."""
     range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6
