@@ -18,6 +18,7 @@ from .console import (
     GATE_NOT_MET,
     BackendOption,
     JsonOption,
+    MemoryLimitOption,
     PrecisionOption,
     SeedOption,
     ThreadsOption,
@@ -195,6 +196,7 @@ def upscale(
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
+    memory_limit: MemoryLimitOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,7 +208,9 @@ def upscale(
     from .runtime.upscaler import Upscaler
 
     jobs = plan_files(inputs, output)
-    upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
+    upscaler = Upscaler.load(
+        bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
+    )
     with counted("upscale", len(jobs.files)) as (progress, task):
         done, failed = upscale_files(upscaler, jobs, lambda: progress.advance(task))
     effective = upscaler.effective

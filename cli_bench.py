@@ -1,18 +1,28 @@
-"""`rdsr bench`: quality on data sets, crops, candidates, and what the latent prior does."""
+"""`rdsr bench`: quality on data sets, load, crops, candidates, and what the latent prior does."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from .console import BackendOption, JsonOption, PrecisionOption, ThreadsOption, command, print_json, stdout, steps_shown
+from .console import (
+    BackendOption,
+    JsonOption,
+    MemoryLimitOption,
+    PrecisionOption,
+    ThreadsOption,
+    command,
+    print_json,
+    stdout,
+    steps_shown,
+)
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure quality on data sets, and show it.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and show them.")
 
 
 @bench_app.command()
@@ -67,12 +77,12 @@ def quality(
     _show(report, columns, rows, as_json)
 
 
-def _sizes(given: list[str] | None) -> list[tuple[int, int]]:
+def _sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "272x480")) -> list[tuple[int, int]]:
     """ "128x128" → (128, 128)."""
     from .benchmarks.errors import BenchmarkError
 
     sizes = []
-    for text in given or ["128x128", "272x480"]:
+    for text in given or default:
         height, _, width = text.lower().partition("x")
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
             raise BenchmarkError(f"a size is HEIGHTxWIDTH in LR pixels, like 272x480, not {text!r}")
@@ -109,6 +119,62 @@ def int8(
     if output is not None:
         write_table(output, "int8", report, INT8_COLUMNS, shown)
     _show(report, INT8_COLUMNS, shown, as_json)
+
+
+@bench_app.command()
+@command
+def load(
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=1, max=1000, help="Callers; may be repeated.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Pictures arriving a second (Poisson); default: a closed loop.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Length of each load.")] = 20.0,
+    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of LR pictures; may be repeated.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    memory_limit: MemoryLimitOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for load.json, load.md and load.png.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Many callers of one bundle: time of a call, throughput, fairness, and memory over time.
+
+    Example: rdsr bench load --concurrency 1 --concurrency 4 --concurrency 16 --seconds 20
+    """
+    from .benchmarks.load import measure_load, plot_load
+    from .benchmarks.reports import LOAD_COLUMNS, write_table
+    from .runtime.upscaler import Upscaler
+
+    if output is not None:
+        import matplotlib.figure  # noqa: F401  # what is missing shows before the load, not after
+    sizes = _sizes(size, ["64x64", "128x128", "96x160"])
+    upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
+    with steps_shown("load") as progress:
+        measured = measure_load(
+            upscaler,
+            sizes=sizes,
+            concurrency=concurrency or (1, 2, 4, 16),
+            rate=rate,
+            seconds=seconds,
+            progress=progress,
+        )
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = {
+        "bundle": bundle or "default",
+        "sizes": sizes,
+        "memory_limit": upscaler.memory_limit,
+        **dataclasses.asdict(upscaler.effective),
+        "rows": rows,
+    }
+    if output is not None:
+        write_table(output, "load", report, LOAD_COLUMNS, rows)
+        plot_load(measured, output / "load.png")
+    _show(report, LOAD_COLUMNS, rows, as_json)
 
 
 @bench_app.command()

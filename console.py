@@ -31,6 +31,7 @@ __all__ = [
     "INTERRUPTED",
     "BackendOption",
     "JsonOption",
+    "MemoryLimitOption",
     "PrecisionOption",
     "SeedOption",
     "ThreadsOption",
@@ -50,6 +51,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
+MemoryLimitOption = Annotated[
+    str | None, typer.Option(help="Of all but the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
+]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP_COLUMNS",
     "INT8_COLUMNS",
+    "LOAD_COLUMNS",
     "PRIOR_COLUMNS",
     "QUALITY_COLUMNS",
     "Columns",
@@ -59,6 +60,20 @@ INT8_COLUMNS: Columns = {
     "share_of_stack": ("share of it", ".0%"),
     "call_ms": ("array to array (ms)", ".1f"),
     "call_overhead": ("over the engine", "+.1%"),
+}
+LOAD_COLUMNS: Columns = {
+    "load": ("load", ""),
+    "requests": ("requests", ""),
+    "failed": ("failed", ""),
+    "throughput": ("pictures a second", ".2f"),
+    "megapixels": ("Mpixels out a second", ".2f"),
+    "p50_ms": ("p50 (ms)", ".1f"),
+    "p90_ms": ("p90 (ms)", ".1f"),
+    "p99_ms": ("p99 (ms)", ".1f"),
+    "max_ms": ("max (ms)", ".1f"),
+    "slowest_caller": ("slowest caller's share of a fair one", ".2f"),
+    "rss_mb": ("RSS (MiB)", ".0f"),
+    "rss_slope_mb_per_minute": ("RSS slope (MiB/min)", "+.2f"),
 }
 PRIOR_COLUMNS: Columns = {
     "prior": ("latent prior", ""),

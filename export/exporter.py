@@ -163,6 +163,8 @@ def _manifest(
         "latent_size": network.latent_size,
         "size_multiple": network.size_multiple,
         "receptive_radius": network.receptive_radius,
+        "condition_radius": network.condition_radius,
+        "peak_channels": network.peak_channels,
         "tile_rule": network.tile_rule,
         "colour": "RGB",
         "value_range": [0.0, 1.0],

@@ -35,6 +35,8 @@ class LatentPriorNetwork(Protocol):
     size_multiple: int
     betas: tuple[float, ...]
     receptive_radius: int
+    condition_radius: int
+    peak_channels: int
     tile_rule: str
 
     def feature_map(self, lr: Tensor) -> Tensor: ...

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from .bundle import Bundle, Manifest
-from .errors import BundleError, EngineError, OptionError, OutputError, PictureError, RdsrError
+from .errors import (
+    BundleError,
+    CancelledError,
+    EngineError,
+    MemoryLimitError,
+    OptionError,
+    OutputError,
+    PictureError,
+    RdsrError,
+)
+from .pipeline import Cancel
+from .tiles import Plan
 from .upscaler import Effective, FileResult, Result, Upscaler
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "Cancel",
+    "CancelledError",
     "Effective",
     "EngineError",
     "FileResult",
     "Manifest",
+    "MemoryLimitError",
     "OptionError",
     "OutputError",
     "PictureError",
+    "Plan",
     "RdsrError",
     "Result",
     "Upscaler",

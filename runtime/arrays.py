@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import PictureError
+from .tiles import cells
 
 __all__ = ["check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
 
 Picture = NDArray[Any]
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+_ALPHA_ROWS = 64
+_BICUBIC_REACH = 2
+_CHECKED_ROWS = 64
 
 
 def check_picture(picture: Any) -> Picture:
@@ -29,7 +33,9 @@ def check_picture(picture: Any) -> Picture:
         raise PictureError(f"a picture of shape H×W, H×W×1, H×W×3 or H×W×4 is needed, not {picture.shape}")
     if 0 in picture.shape:
         raise PictureError(f"the picture is empty (shape {picture.shape})")
-    if picture.dtype == np.float32 and not bool(np.isfinite(picture).all()):
+    if picture.dtype == np.float32 and not all(
+        bool(np.isfinite(picture[row : row + _CHECKED_ROWS]).all()) for row in range(0, len(picture), _CHECKED_ROWS)
+    ):
         raise PictureError("the picture holds NaN or infinity")
     return picture
 
@@ -62,9 +68,16 @@ def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
     return np.ascontiguousarray(values.astype(like.dtype))
 
 
-def upscale_alpha(alpha: Picture, scale: int) -> Picture:
-    """H×W → sH×sW of the same dtype, bicubic: the networks know nothing of alpha."""
-    size = (alpha.shape[1] * scale, alpha.shape[0] * scale)
-    values = cv2.resize(alpha.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
-    values = np.clip(values, 0.0, _FULL_SCALE[alpha.dtype])
-    return (values if alpha.dtype == np.float32 else np.rint(values)).astype(alpha.dtype)
+def upscale_alpha(alpha: Picture, scale: int, out: Picture) -> None:
+    """H×W into sH×sW of the same dtype, bicubic: the networks know nothing of alpha.
+
+    Bands of a fixed height, read with the rows that bicubic interpolation reaches, so that a large picture needs no more
+    memory than a small one.
+    """
+    height, width = alpha.shape
+    for span in cells(height, _ALPHA_ROWS, _BICUBIC_REACH):
+        band = alpha[span.read_start : span.read_stop].astype(np.float32)
+        values = cv2.resize(band, (width * scale, band.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
+        values = np.clip(values[span.inner.start * scale : span.inner.stop * scale], 0.0, _FULL_SCALE[alpha.dtype])
+        rows = slice(span.start * scale, span.stop * scale)
+        out[rows] = values if alpha.dtype == np.float32 else np.rint(values)

@@ -17,7 +17,7 @@ from .onnx_wire import refers_outside
 
 __all__ = ["SCHEMA", "Bundle", "Manifest", "canonical_json", "default_bundle_path", "manifest_digest"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest's form; a bundle of another version is refused."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MAX_MANIFEST = 2**20
@@ -60,6 +60,10 @@ class Manifest:
     """LR pixels per cell of the condition feature map; the encoder graph pads to it by itself."""
     receptive_radius: int | None
     """LR pixels on each side that an output pixel depends on; None where it is the whole picture."""
+    condition_radius: int
+    """Cells of the condition feature map on each side that one of them depends on."""
+    peak_channels: int
+    """Values per LR pixel that the decoder holds at once, at most: what memory is planned with."""
     tile_rule: str
     """"exact", "overlap" or "whole"."""
     seed: int
@@ -193,6 +197,8 @@ def _parse(content: Any) -> Manifest:
         latent_size=_whole(content.get("latent_size"), "latent_size", 1, 65536),
         size_multiple=_whole(content.get("size_multiple"), "size_multiple", 1, 1024),
         receptive_radius=None if radius is None else _whole(radius, "receptive_radius", 0, 100_000),
+        condition_radius=_whole(content.get("condition_radius"), "condition_radius", 0, 100_000),
+        peak_channels=_whole(content.get("peak_channels"), "peak_channels", 1, 10**6),
         tile_rule=tile_rule,
         seed=_whole(content.get("seed"), "seed", 0, 2**32 - 1),
         files=files,

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "EngineError", "OptionError", "OutputError", "PictureError", "RdsrError"]
+__all__ = [
+    "BundleError",
+    "CancelledError",
+    "EngineError",
+    "MemoryLimitError",
+    "OptionError",
+    "OutputError",
+    "PictureError",
+    "RdsrError",
+]
 
 
 class RdsrError(Exception):
@@ -25,5 +34,17 @@ class EngineError(RdsrError):
     """An inference engine is not installed, cannot load a graph, or failed while running."""
 
 
+class CancelledError(RdsrError):
+    """The caller's `Cancel` token was set before the picture was done."""
+
+
 class OptionError(RdsrError, ValueError):
-    """A backend, precision, number of threads or seed that does not exist or does not go together."""
+    """A backend, precision, number of threads, seed or limit that does not exist or does not go together."""
+
+
+class MemoryLimitError(OptionError):
+    """A memory limit under which a picture cannot be upscaled; `least_bytes` would do."""
+
+    def __init__(self, message: str, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes

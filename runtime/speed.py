@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from . import cpu
 from .bundle import Bundle
 from .engines import Backend, Precision, load_session
-from .errors import OutputError
+from .errors import EngineError, OutputError
 from .files import atomic_write, read_regular
 from .timing import interleaved_medians
 
@@ -29,6 +31,7 @@ __all__ = ["Timing", "cache_folder", "int8_against_float"]
 logger = logging.getLogger(__name__)
 _SIDE = 96
 _ROUNDS = 5
+_CHILD_SECONDS = 60
 _LOCK = threading.Lock()
 _KNOWN: dict[str, Timing] = {}
 """Of this process: one answer for its whole life, whatever happens to the disk."""
@@ -80,7 +83,36 @@ def _remembered(key: str) -> Timing | None:
     return timing if all(math.isfinite(ms) and ms > 0 for ms in dataclasses.astuple(timing)) else None
 
 
+_CHILD = (
+    "import json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
+    "from rdsr.runtime.speed import measure_here; print(json.dumps(measure_here(*job['facts'])))"
+)
+
+
 def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: str) -> Timing:
+    """In a process of its own, so that no engine is loaded here yet: a process that has one cannot be forked any more."""
+    job = {"path": [path for path in sys.path if path], "facts": [str(bundle.path.resolve()), int8, fp32, threads]}
+    for precision in ("int8", "fp32"):  # what is damaged is said here, not by the child
+        bundle.graph(bundle.manifest.role("decoder", precision))
+    command = [sys.executable, "-c", _CHILD, json.dumps(job)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise ValueError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        content = json.loads(done.stdout.splitlines()[-1])
+        timing = Timing(content["int8"], content["fp32"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise EngineError(f"the process that should time it failed: {error}") from error
+    try:
+        atomic_write(_file(key), json.dumps(dataclasses.asdict(timing)).encode())
+    except (OutputError, RuntimeError) as error:  # read-only or full disk, no home folder: measured again next time
+        logger.debug("the measured speed of int8 is not remembered: %s", error)
+    return timing
+
+
+def measure_here(path: str, int8: Backend, fp32: Backend, threads: int) -> dict[Precision, float]:
+    """Median milliseconds of both decoders of the bundle at `path`, with engines loaded into this process."""
+    bundle = Bundle(path)
     picture = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), dtype=np.uint8)
     z = np.zeros((1, bundle.manifest.latent_size), np.float32)
     lr = np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
@@ -93,10 +125,4 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: st
     }
     inputs: dict[Precision, dict[str, NDArray[Any]]] = {"int8": {"image": picture, "z": z}, "fp32": {"lr": lr, "z": z}}
     calls = {precision: partial(session.run, inputs[precision]) for precision, session in sessions.items()}
-    medians = interleaved_medians(calls, rounds=_ROUNDS)
-    timing = Timing(medians["int8"], medians["fp32"])
-    try:
-        atomic_write(_file(key), json.dumps(dataclasses.asdict(timing)).encode())
-    except (OutputError, RuntimeError) as error:  # read-only or full disk, no home folder: measured again next time
-        logger.debug("the measured speed of int8 is not remembered: %s", error)
-    return timing
+    return interleaved_medians(calls, rounds=_ROUNDS)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 import threading
 import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +21,22 @@ from . import cpu
 from .arrays import check_picture, split_alpha, upscale_alpha
 from .bundle import Bundle
 from .choice import choose
-from .engines import Backend, Precision
+from .engines import Backend, Precision, refuse_after_fork
 from .errors import OptionError, OutputError, PictureError
+from .memory import Needs, needs_of, parse_limit, plan_picture
 from .picture_files import read_picture, write_picture
-from .pipeline import Pipeline
+from .pipeline import Cancel, Pipeline, Progress
+from .tiles import Plan
+from .turns import Turns
 
 __all__ = ["Effective", "FileResult", "Result", "Upscaler"]
+
+_ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
+"""Every instance of this process, to be made usable in its forked children."""
+
+
+_WORKERS = 2
+_LOOK_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +85,64 @@ class FileResult:
 class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
-    Same seed, picture, bundle and machine → the same bytes.
+    Same seed, picture, bundle and machine → the same bytes, whatever the memory limit, the threads and the other callers.
+    The engine starts with the first call: an instance that is loaded before a fork (gunicorn's preloading, say) and first
+    called after it works in every child. Engines do not survive a fork; one that was called before it refuses in the child.
     """
 
     bundle: Bundle
     """The bundle it runs."""
     effective: Effective
     """Engine, precision, threads and instruction set that 8-bit pictures really run with, and why."""
+    memory_limit: int | None
+    """Bytes beyond input and output that it may need in all, file formats apart; None: tiles are as large as is fast."""
 
-    def __init__(self, bundle: Bundle, *, backend: str, precision: str, threads: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str,
+        precision: str,
+        threads: int | None,
+        seed: int,
+        memory_limit: int | str | None = None,
+    ) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise OptionError(f"threads must be a whole number from 1, not {threads!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise OptionError(f"seed must be a whole number from 0 to 4294967295, not {seed!r}")
+        self.memory_limit = parse_limit(memory_limit)
         threads = threads or cpu.available_threads()
         engine, chosen, reason = choose(bundle, backend, precision, threads)
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
         self._asked_backend = backend
-        self._pipeline = self._load(engine, chosen)
-        self._float_pipeline = self._pipeline if chosen == "fp32" else None
+        self._least_fits()
+        self._reset()
+        _ALIVE.add(self)
+        for role in ("encoder", "reverse", "decoder"):  # what is damaged shows now, not at the first call
+            bundle.graph(bundle.manifest.role(role, chosen))
+
+    def _least_fits(self) -> None:
+        """Refuse a limit under which not even the smallest picture runs, before anything is loaded."""
+        if self.memory_limit is not None:
+            plan_picture(self.bundle.manifest, self._needs(), 1, 1, self.memory_limit)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
+        self._turns = Turns(1)
+        self._workers_lock = threading.Lock()  # not the other one, which is held while an engine loads
+        self._workers: ThreadPoolExecutor | None = None
+
+    def _after_fork(self) -> None:
+        """In a forked child: new locks, new workers. Engines that the parent has used stay, and refuse when they are called:
+        to let go of them would wait for threads that are not there.
+        """
+        pipelines = self._pipelines
+        self._reset()
+        self._pipelines = pipelines
 
     @classmethod
     def load(
@@ -99,53 +151,153 @@ class Upscaler:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        memory_limit: int | str | None = None,
         seed: int = 0,
     ) -> Upscaler:
-        """Open a bundle folder (None: the one the package carries) and load it into an engine.
+        """Open a bundle folder (None: the one the package carries), check it, and choose engine and precision.
 
         `backend`: auto, openvino, onnxruntime; `precision`: auto, fp32, bf16, int8 (of 8-bit pictures; others run in
-        fp32); `threads`: None for what affinity and cgroup quota allow; `seed`: of the initial latent, 0 … 2³²−1.
-        Raises `OptionError`, `BundleError` and `EngineError`.
+        fp32); `threads`: None for what affinity and cgroup quota allow; `memory_limit`: bytes or a text like "256MiB", of
+        everything beside input and output, engine included; `seed`: of the initial latent, 0 … 2³²−1.
+        Raises `OptionError` (`MemoryLimitError` for a limit that nothing fits in) and `BundleError`.
         """
-        return cls(Bundle(bundle), backend=backend, precision=precision, threads=threads, seed=seed)
+        return cls(
+            Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
+        )
 
-    def _load(self, backend: Backend, precision: Precision) -> Pipeline:
-        return Pipeline(self.bundle, backend=backend, precision=precision, threads=self.effective.threads, seed=self._seed)
+    def _needs(self, dtype: Any = np.uint8) -> Needs:
+        engine, precision = self._choice(dtype)
+        needs = needs_of(self.bundle.manifest, engine, precision)
+        loaded = self._choice(np.uint8)
+        if loaded == (engine, precision):
+            return needs
+        other = needs_of(self.bundle.manifest, *loaded)  # stays loaded beside it
+        return dataclasses.replace(needs, fixed=needs.fixed + other.fixed)
 
-    def _pipeline_for(self, picture: NDArray[Any]) -> Pipeline:
-        """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones, loaded when first needed."""
-        if picture.dtype == np.uint8:
-            return self._pipeline
+    def _choice(self, dtype: Any) -> tuple[Backend, Precision]:
+        """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
+        if dtype == np.uint8 or self.effective.precision == "fp32":
+            return self.effective.backend, self.effective.precision  # type: ignore[return-value]
+        engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
+        return engine, "fp32"
+
+    def _pipeline_of(self, backend: Backend, precision: Precision) -> Pipeline:
+        """Loaded when first needed."""
         with self._lock:
-            if self._float_pipeline is None:
-                engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
-                self._float_pipeline = self._load(engine, "fp32")
-            return self._float_pipeline
+            refuse_after_fork()
+            if (backend, precision) not in self._pipelines:
+                self._pipelines[backend, precision] = Pipeline(
+                    self.bundle,
+                    backend=backend,
+                    precision=precision,
+                    threads=self.effective.threads,
+                    seed=self._seed,
+                    turns=self._turns,
+                )
+            return self._pipelines[backend, precision]
 
-    def run(self, picture: NDArray[Any]) -> Result:
+    def plan(self, height: int, width: int, dtype: Any = np.uint8) -> Plan:
+        """Tiles and peak memory of a call with a picture of height × width pixels of this dtype.
+
+        Raises `MemoryLimitError`, which names the least limit that would do.
+        """
+        for name, side in (("height", height), ("width", width)):
+            if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
+                raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
+        needs = self._needs(np.dtype(dtype))
+        return plan_picture(self.bundle.manifest, needs, int(height), int(width), self.memory_limit)
+
+    def run(self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
         """Upscale one picture; the result says what it ran in. See `__call__`."""
         started = time.perf_counter()
         picture = check_picture(picture)
-        pipeline = self._pipeline_for(picture)
+        height, width = picture.shape[:2]
+        plan = self.plan(height, width, picture.dtype)
+        pipeline = self._pipeline_of(*self._choice(picture.dtype))
         colour, alpha = split_alpha(picture)
-        upscaled = pipeline.picture(colour)
-        if alpha is not None:
-            larger = upscale_alpha(alpha, self.bundle.manifest.scale)
-            upscaled = np.concatenate([upscaled, larger[:, :, None]], axis=2)
-        if picture.ndim == 2:
-            upscaled = upscaled[:, :, 0]
+        scale = self.bundle.manifest.scale
+        upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
+        target, target_alpha = split_alpha(upscaled)
+        pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
+        if alpha is not None and target_alpha is not None:
+            upscale_alpha(alpha, scale, target_alpha)
         return Result(upscaled, pipeline.backend, pipeline.precision, (time.perf_counter() - started) * 1e3)
 
-    def __call__(self, picture: NDArray[Any]) -> NDArray[Any]:
+    def __call__(
+        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
+    ) -> NDArray[Any]:
         """One picture in, one `scale` times larger of the same kind out.
 
-        H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1]; any size from 1×1.
-        Raises `PictureError` for anything else, `BundleError` for a uint16 or float32 picture where the bundle has no proven
-        float32 variant, and `EngineError` where the engine fails; the instance stays usable.
+        H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1]; any size from 1×1. `cancel`: a
+        token that stops the call within one tile; `progress`: told (tiles done, tiles in all).
+        Raises `PictureError` for anything else, `MemoryLimitError` where the picture does not fit the limit,
+        `CancelledError`, `BundleError` for a uint16 or float32 picture where the bundle has no proven float32 variant, and
+        `EngineError` where the engine fails; the instance stays usable.
         """
-        return self.run(picture).picture
+        return self.run(picture, cancel=cancel, progress=progress).picture
 
-    def file(self, input: str | Path, output: str | Path) -> FileResult:
+    def submit(
+        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
+    ) -> Future[NDArray[Any]]:
+        """Upscale in the background; the future gives what `__call__` would have, or raises it.
+
+        Cancelling the future itself takes effect only before it starts; the token works at any time.
+        """
+        return self._executor().submit(self, picture, cancel=cancel, progress=progress)
+
+    def map(
+        self, pictures: Iterable[NDArray[Any]], *, look_ahead: int = _LOOK_AHEAD, cancel: Cancel | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """The results in the pictures' order; at most `look_ahead` pictures are taken before their results are asked for.
+
+        A picture that fails raises its error in its place, which ends the iteration. Whoever stops early, closes the
+        iterator or fails stops what is under way within one tile.
+        """
+        if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
+            raise OptionError(f"look_ahead must be a whole number from 1, not {look_ahead!r}")
+        return self._map(pictures, look_ahead, cancel)
+
+    def _map(self, pictures: Iterable[NDArray[Any]], look_ahead: int, cancel: Cancel | None) -> Iterator[NDArray[Any]]:
+        own = Cancel(cancel)
+        running: deque[Future[NDArray[Any]]] = deque()
+        try:
+            for picture in pictures:
+                running.append(self.submit(picture, cancel=own))
+                if len(running) >= look_ahead:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            own.set()
+            for future in running:
+                future.cancel()
+
+    async def aio(
+        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
+    ) -> NDArray[Any]:
+        """`__call__` for asyncio: the loop goes on meanwhile. Cancelling the task stops the call within one tile."""
+        own = Cancel(cancel)
+        try:
+            return await asyncio.wrap_future(self.submit(picture, cancel=own, progress=progress))
+        except asyncio.CancelledError:
+            own.set()
+            raise
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Two workers: one prepares and stores while the other has its turn with the engine."""
+        with self._workers_lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
+            return self._workers
+
+    def file(
+        self,
+        input: str | Path,
+        output: str | Path,
+        *,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+    ) -> FileResult:
         """Upscale a picture file into another (format by suffix); the output appears whole or not at all.
 
         Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written.
@@ -155,10 +307,19 @@ class Upscaler:
             raise OutputError(f"the output {target} is the input itself")
         picture = read_picture(source)
         try:
-            result = self.run(picture.pixels)
+            result = self.run(picture.pixels, cancel=cancel, progress=progress)
         except PictureError as error:
             raise PictureError(f"{source}: {error}") from error
         write_picture(target, dataclasses.replace(picture, pixels=result.picture))
         return FileResult(
             source, target, picture.pixels.shape[:2], result.picture.shape[:2], result.backend, result.precision, result.ms
         )
+
+
+def _in_forked_child() -> None:
+    for upscaler in list(_ALIVE):
+        upscaler._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cpu
-from .arrays import from_graph, to_graph
+from .arrays import from_graph
 from .bundle import Bundle
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
 from .errors import BundleError
@@ -230,7 +230,7 @@ def _chain(bundle: Bundle, backend: Backend, precision: Precision, threads: int,
     def run(case: Case) -> tuple[NDArray[np.float32] | None, NDArray[np.uint8]]:
         if precision == "int8":
             return None, pipeline.picture(case.lr)
-        output = pipeline.run(to_graph(case.lr))
+        output = pipeline.run(case.lr)
         return output[0].transpose(1, 2, 0), from_graph(output, case.lr)
 
     return run

@@ -235,7 +235,7 @@ def test_engine_failure_on_one_picture_is_not_the_users_fault(
     from rdsr.runtime import EngineError
     from rdsr.runtime.pipeline import Pipeline
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise EngineError("out of order")
 
     monkeypatch.setattr(Pipeline, "picture", fail)

@@ -73,6 +73,16 @@ class RDSR(nn.Module):
         return self.decoder.receptive_radius
 
     @property
+    def condition_radius(self) -> int:
+        """Cells of the condition feature map on each side that one of them depends on."""
+        return self.config.condition_depth
+
+    @property
+    def peak_channels(self) -> int:
+        """Values per LR pixel that the decoder holds at once, at most: three feature maps, or one and what the tail sums."""
+        return max(3 * self.config.width, self.config.width + 4 * 3 * self.config.scale**2)
+
+    @property
     def tile_rule(self) -> str:
         """With the latent prior given, the decoder is local: tiles with a full halo equal the whole picture."""
         return "exact"

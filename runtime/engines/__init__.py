@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,16 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, OptionError
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "load_session", "supported_precisions"]
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "Backend",
+    "Precision",
+    "Session",
+    "load_session",
+    "refuse_after_fork",
+    "supported_precisions",
+]
 
 Backend = Literal["openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -21,6 +31,22 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _IMPORT_LOCK = threading.Lock()
+
+
+_USED_IN: list[int] = []
+"""Processes, this one or its ancestors, in which an engine was loaded."""
+
+
+def refuse_after_fork() -> None:
+    """Raise `EngineError` in a process that was forked from one that had an engine loaded.
+
+    The child has none of the engine's threads: OpenVINO waits for them in its next call, ONNX Runtime when the process ends.
+    """
+    if any(process != os.getpid() for process in _USED_IN):
+        raise EngineError(
+            "an inference engine was used before this process was forked, and none survives that: "
+            "make the first call after the fork, or start processes by spawn"
+        )
 
 
 class Session(Protocol):
@@ -47,6 +73,7 @@ def load_session(
         raise OptionError(f"no engine is called {backend!r}; known are {', '.join(BACKENDS)}")
     if precision not in supported_precisions(backend):
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
+    refuse_after_fork()
     try:
         with _IMPORT_LOCK:
             if backend == "openvino":
@@ -55,4 +82,5 @@ def load_session(
                 from .onnxruntime_engine import OnnxRuntimeSession as Engine  # type: ignore[assignment]
     except ImportError as error:
         raise EngineError(f"the engine {backend} is not installed ({error})") from error
+    _USED_IN[:] = [os.getpid()]
     return Engine(graph, precision=precision, threads=threads, weights=weights)

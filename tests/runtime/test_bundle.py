@@ -157,7 +157,7 @@ def test_variants_count_for_their_engine_and_graph_alone(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"schema": 2}, "schema version 2"),
+        ({"schema": 3}, "schema version 3"),
         ({"schema": None}, "schema version None"),
         ({"scale": 0}, "scale"),
         ({"scale": "4"}, "scale"),

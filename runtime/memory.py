@@ -1,0 +1,108 @@
+"""Memory, planned before it is spent: what an engine needs for itself and for a tile's pixels, and the tiles that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from .bundle import Manifest
+from .engines import Backend, Precision
+from .errors import MemoryLimitError, OptionError
+from .tiles import LEAST_STEP, Plan, plan_tiles
+
+__all__ = ["Needs", "needs_of", "parse_limit", "plan_picture"]
+
+_UNITS = {"": 1, "b": 1, **{f"{p}{b}": k**i for i, p in enumerate("kmgt", 1) for b, k in (("ib", 1024), ("b", 1000))}}
+_MIB = 2**20
+
+
+def usual_pixels(halo: int) -> int:
+    """LR pixels that a tile reads at most where no limit asks for less.
+
+    `small`, 512×768 LR, tiles of 96² / 192² / 384² against the whole: ONNX Runtime fp32 2.2 / 1.35 / 1.06 of its time,
+    OpenVINO int8 2.0 / 1.3 / 1.18; the rest is the halo, which shall not be most of a deep network's work either.
+    """
+    return int(max(384, 4 * halo) ** 2)
+
+
+def parse_limit(limit: int | str | None) -> int | None:
+    """Bytes of a number, or of a text like "256MiB", "1.5 GiB", "800MB". Raises `OptionError`."""
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
+        return limit
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", limit) if isinstance(limit, str) else None
+    if match is None or match[2].lower() not in _UNITS or not float(match[1]):
+        raise OptionError(f'memory_limit must be bytes or a text like "256MiB", not {limit!r}')
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a pipeline needs, in bytes, beside input and output."""
+
+    fixed: int
+    """The engine, its graphs, and what it keeps from call to call."""
+    per_pixel: float
+    """For each LR pixel that a tile reads."""
+
+    def pixels(self, limit: int) -> int:
+        """LR pixels of a tile that fit."""
+        return max(0, int((limit - self.fixed) / self.per_pixel))
+
+    def peak(self, pixels: int) -> int:
+        """Of a tile of so many LR pixels."""
+        return int(self.fixed + self.per_pixel * pixels)
+
+
+def needs_of(manifest: Manifest, backend: Backend, precision: Precision) -> Needs:
+    """Upper estimates, from measurements of peak RSS (see `_ENGINES`)."""
+    weights = sum(manifest.files[manifest.graphs[role]][1] for role in ("encoder", "reverse"))
+    weights += manifest.files[str(manifest.graph("decoder", precision))][1]
+    # Tail and skip are float in int8 too; the picture is then one byte a value instead of the copies of a float one.
+    values = 4 * manifest.peak_channels + 3 * manifest.scale**2 * (4 if precision == "int8" else 16)
+    engine = _ENGINES[backend]
+    return Needs(int(engine.base + engine.weights * weights), engine.values * values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Engine:
+    base: int
+    weights: float
+    values: float
+
+
+_ENGINES: dict[Backend, _Engine] = {
+    "openvino": _Engine(base=90 * _MIB, weights=2.5, values=1.4),
+    "onnxruntime": _Engine(base=45 * _MIB, weights=3.5, values=1.6),
+}
+"""Measured: `small` and `base` after loading OpenVINO 81 and 85 MiB, ONNX Runtime 43 and 57; for a pixel 0.7 to 1.2 and 1.3
+to 1.4 times the values that are counted."""
+
+
+def plan_picture(manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None) -> Plan:
+    """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` where nothing fits the limit."""
+    radius = manifest.receptive_radius
+    if manifest.tile_rule != "exact" or radius is None:
+        tile, grid, halo = (height, width), (1, 1), 0
+        if limit is not None and needs.peak(height * width) > limit:
+            raise _too_small(needs.peak(height * width), limit, height, width)
+    else:
+        halo = radius
+        usual = usual_pixels(halo)
+        most = usual if limit is None else min(usual, needs.pixels(limit))
+        cut = plan_tiles(height, width, halo=halo, most_pixels=most)
+        # The encoder reads cells of a fixed size, which need less for each pixel, but are not cut any smaller.
+        if cut is None or (limit is not None and needs.peak(0) > limit):
+            least = min(height, 2 * (halo + LEAST_STEP)) * min(width, 2 * (halo + LEAST_STEP))
+            raise _too_small(needs.peak(least), limit or 0, height, width)
+        tile, grid = cut
+        halo = 0 if grid == (1, 1) else halo
+    return Plan(tile, grid, halo, needs.peak(tile[0] * tile[1]))
+
+
+def _too_small(least: int, limit: int, height: int, width: int) -> MemoryLimitError:
+    least = -(-least // _MIB) * _MIB
+    return MemoryLimitError(
+        f"a picture of {height}×{width} needs at least {least // _MIB} MiB beside input and output, "
+        f"but memory_limit is {limit / _MIB:.1f} MiB",
+        least,
+    )

@@ -1,0 +1,84 @@
+"""Who runs next: callers of one process take turns, first come, first served, and never use more threads than there are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from . import cpu
+
+__all__ = ["Turns", "process_turns"]
+
+
+class Turns:
+    """A number of permits that are handed out strictly in the order in which they were asked for."""
+
+    def __init__(self, permits: int) -> None:
+        self.permits = permits
+        self._free = permits
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[int, threading.Event]] = deque()
+
+    @contextlib.contextmanager
+    def hold(self, wanted: int = 1) -> Iterator[None]:
+        """Wait for `wanted` permits (or all there are, if that is fewer), and give them back afterwards."""
+        wanted = min(wanted, self.permits)
+        with self._lock:
+            ticket: threading.Event | None = None
+            if not self._waiting and self._free >= wanted:
+                self._free -= wanted
+            else:
+                ticket = threading.Event()
+                self._waiting.append((wanted, ticket))
+        if ticket is not None:
+            self._wait(wanted, ticket)
+        try:
+            yield
+        finally:
+            self._give(wanted)
+
+    def _wait(self, wanted: int, ticket: threading.Event) -> None:
+        try:
+            ticket.wait()
+        except BaseException:  # Ctrl-C while waiting: leave the queue, or give back what was just handed over
+            with self._lock:
+                served = ticket.is_set()
+                if not served:
+                    self._waiting.remove((wanted, ticket))
+            self._give(wanted if served else 0)
+            raise
+
+    def _give(self, permits: int) -> None:
+        with self._lock:
+            self._free += permits
+            while self._waiting and self._free >= self._waiting[0][0]:
+                wanted, ticket = self._waiting.popleft()
+                self._free -= wanted
+                ticket.set()
+
+
+_PROCESS: dict[int, Turns] = {}
+_PROCESS_LOCK = threading.Lock()
+
+
+def process_turns() -> Turns:
+    """The permits of this process, one for each thread that it may use; a forked child has its own."""
+    with _PROCESS_LOCK:
+        pid = os.getpid()
+        if pid not in _PROCESS:
+            _PROCESS.clear()
+            _PROCESS[pid] = Turns(cpu.available_threads())
+        return _PROCESS[pid]
+
+
+def _unlock_after_fork() -> None:
+    """A fork while another thread held the lock would leave it held for ever in the child."""
+    global _PROCESS_LOCK
+    _PROCESS_LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_after_fork)

@@ -1,0 +1,90 @@
+"""The load benchmark measures what it says: against a stand-in whose time and memory are known."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rdsr.benchmarks.errors import BenchmarkError
+from rdsr.benchmarks.load import _slope, measure_load, plot_load
+
+LOCK = threading.Lock()
+
+
+def serial(picture: np.ndarray) -> np.ndarray:
+    """20 ms a picture, one at a time."""
+    with LOCK:
+        time.sleep(0.02)
+    return picture.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def measured(**options: object) -> list:
+    defaults = {"sizes": [(4, 5)], "concurrency": [1], "rate": None, "seconds": 0.6}
+    return measure_load(serial, **(defaults | options))
+
+
+def test_a_known_time_and_throughput_are_found() -> None:
+    alone, three = measured(concurrency=[1, 3])
+    assert 20 <= alone.p50_ms < 40
+    assert alone.p50_ms <= alone.p90_ms <= alone.p99_ms <= alone.max_ms
+    assert 15 < alone.throughput <= 50
+    assert alone.megapixels == pytest.approx(alone.throughput * 16 * 20 / 1e6, abs=1e-3)
+    assert 35 <= three.p50_ms < 150, "three callers of one server wait for each other"
+    assert three.throughput == pytest.approx(alone.throughput, rel=0.35)
+    assert three.callers == 3
+    assert 0 <= three.slowest_caller <= 1
+
+
+def test_waiting_counts_when_pictures_arrive_faster_than_they_are_served() -> None:
+    (slow,) = measured(rate=10.0, concurrency=[4], seconds=1.0)
+    (fast,) = measured(rate=150.0, concurrency=[4], seconds=1.0)
+    assert slow.p50_ms < 60
+    assert fast.p99_ms > 500, "the queue grows by 100 pictures of 20 ms in a second"
+    assert fast.requests == pytest.approx(150, rel=0.3)
+
+
+def test_failures_are_counted_and_nothing_served_is_an_error() -> None:
+    calls = []
+
+    def flaky(picture: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise RuntimeError("no")
+        time.sleep(0.005)
+        return picture
+
+    (row,) = measure_load(flaky, sizes=[(4, 4)], concurrency=[1], rate=None, seconds=0.3)
+    assert row.failed == pytest.approx(row.requests / 2, abs=1)
+
+    def broken(picture: np.ndarray) -> np.ndarray:
+        if len(calls) > limit:
+            raise RuntimeError("no")
+        calls.append(1)
+        return picture
+
+    limit = len(calls)
+    with pytest.raises(BenchmarkError, match="no call was served"):
+        measure_load(broken, sizes=[(4, 4)], concurrency=[1], rate=None, seconds=0.05)
+
+
+def test_growing_memory_shows() -> None:
+    assert _slope([(t, 100 + 0.5 * t) for t in range(20)]) == pytest.approx(30)
+    kept: list[np.ndarray] = []
+
+    def leaky(picture: np.ndarray) -> np.ndarray:
+        kept.append(np.ones(2**20, np.uint8))
+        time.sleep(0.01)
+        return picture
+
+    (row,) = measure_load(leaky, sizes=[(4, 4)], concurrency=[1], rate=None, seconds=3.0)
+    assert row.rss[-1][1] - row.rss[0][1] > 0.5 * len(kept) * 0.8
+    assert row.rss_slope_mb_per_minute > 1000
+
+
+def test_it_is_drawn(tmp_path: Path) -> None:
+    plot_load(measured(concurrency=[1, 2], seconds=0.6), tmp_path / "load.png")
+    assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,451 @@
+"""Tiles, memory limits, many callers, cancelling, forks: what a service relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rdsr.runtime import (
+    Bundle,
+    Cancel,
+    CancelledError,
+    EngineError,
+    MemoryLimitError,
+    OptionError,
+    Plan,
+    Upscaler,
+)
+from rdsr.runtime import pipeline as pipeline_module
+from rdsr.runtime.arrays import upscale_alpha
+from rdsr.runtime.engines import BACKENDS
+from rdsr.runtime.memory import needs_of, parse_limit
+from rdsr.runtime.tiles import cells, plan_tiles, spans
+from rdsr.runtime.turns import Turns
+from rdsr.tests.conftest import CONFIG
+
+RNG = np.random.default_rng(0)
+RADIUS = CONFIG.depth + 2
+KINDS: list[tuple[int, ...]] = [(), (1,), (2,), (3,), (4,)]
+SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
+
+
+def picture(height: int, width: int, channels: tuple[int, ...] = (3,), dtype: str = "uint8") -> np.ndarray:
+    if dtype == "float32":
+        return RNG.random((height, width, *channels), dtype=np.float32)
+    return RNG.integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype=dtype, endpoint=True)
+
+
+@pytest.fixture(
+    scope="module", params=[(b, p, t) for b in ("openvino", "onnxruntime") for p in ("fp32", "int8") for t in (1, 2)]
+)
+def engine(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
+    backend, precision, threads = request.param
+    return Upscaler.load(exported, backend=backend, precision=precision, threads=threads)
+
+
+@pytest.fixture(scope="module")
+def upscaler(exported: Path) -> Upscaler:
+    return Upscaler.load(exported, precision="fp32")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of at most 28×28 LR pixels, so that small pictures have several."""
+    monkeypatch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: 28 * 28)
+
+
+def _upscaled_size(bundle: str, backend: str) -> tuple[int, ...]:
+    return Upscaler.load(bundle, backend=backend, precision="fp32")(picture(5, 6)).shape
+
+
+# -- tiles
+
+
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(1, 500), more=st.integers(1, 100), halo=st.integers(0, 20))
+def test_spans_cover_everything_once_and_read_a_full_halo(length: int, more: int, halo: int) -> None:
+    cut = spans(length, 2 * halo + more, halo)
+    assert [s.start for s in cut] == [0, *(s.stop for s in cut[:-1])]
+    assert cut[-1].stop == length
+    assert len({s.read_stop - s.read_start for s in cut}) == 1, "one shape for the engine"
+    for s in cut:
+        assert 0 <= s.read_start <= s.start < s.stop <= s.read_stop <= length
+        assert s.read_start == 0 or s.start - s.read_start >= halo
+        assert s.read_stop == length or s.read_stop - s.stop >= halo
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), halo=st.integers(0, 40), most=st.integers(1, 70_000))
+def test_a_plan_keeps_to_its_pixels(height: int, width: int, halo: int, most: int) -> None:
+    cut = plan_tiles(height, width, halo=halo, most_pixels=most)
+    if cut is None:
+        assert most < min(height, 2 * halo + 16) * min(width, 2 * halo + 16)
+        return
+    (tall, wide), (down, across) = cut
+    assert tall * wide <= most
+    assert (down, across) == (1, 1) or height * width > most
+    assert len(spans(height, tall, halo)) == down
+    assert len(spans(width, wide, halo)) == across
+
+
+def test_cells_depend_on_the_length_alone() -> None:
+    assert [(s.start, s.stop, s.read_start, s.read_stop) for s in cells(600, 256, 12)] == [
+        (0, 256, 0, 268),
+        (256, 512, 244, 524),
+        (512, 600, 500, 600),
+    ]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW_FIXTURE)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    most=st.integers((2 * RADIUS + 8) ** 2, 2500),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from(["uint8", "uint16", "float32"]),
+)
+def test_tiled_equals_untiled_byte_for_byte(
+    engine: Upscaler, height: int, width: int, most: int, kind: tuple[int, ...], dtype: str
+) -> None:
+    source = picture(height, width, kind, dtype)
+    whole = engine(source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: most)
+        cut = plan_tiles(height, width, halo=RADIUS, most_pixels=most)
+        if cut is None:
+            return
+        assert engine.plan(height, width).grid == cut[1]
+        tiled = engine(source)
+    assert (tiled.dtype, tiled.shape) == (whole.dtype, whole.shape)
+    assert tiled.tobytes() == whole.tobytes()
+
+
+def test_the_prior_is_that_of_the_whole_picture(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell by cell or in one piece, the pooled features are the same but for rounding in float64."""
+    pipeline = Upscaler.load(exported, precision="fp32")._pipeline_of("onnxruntime", "fp32")
+    source = picture(101, 67)
+    whole = pipeline.prior(source)
+    monkeypatch.setattr(pipeline_module, "CELL", 16)
+    assert np.allclose(pipeline.prior(source), whole, atol=1e-5)
+
+
+def test_alpha_is_that_of_the_whole_picture() -> None:
+    import cv2
+
+    alpha = picture(150, 40, ())
+    out = np.empty((600, 160), np.uint8)
+    upscale_alpha(alpha, 4, out)
+    whole = cv2.resize(alpha.astype(np.float32), (160, 600), interpolation=cv2.INTER_CUBIC)
+    assert np.array_equal(out, np.rint(np.clip(whole, 0, 255)).astype(np.uint8))
+
+
+# -- memory
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("256MiB", 2**28), (" 1.5 GiB ", 3 * 2**29), ("800MB", 800_000_000), (1000, 1000), (None, None), ("12", 12)],
+)
+def test_limits_are_read(text: str | int | None, wanted: int | None) -> None:
+    assert parse_limit(text) == wanted
+
+
+@pytest.mark.parametrize("bad", ["", "MiB", "12 apples", 0, -5, True, 1.5, "0MiB"])
+def test_bad_limits_are_named(exported: Path, bad: object) -> None:
+    with pytest.raises(OptionError, match="memory_limit"):
+        Upscaler.load(exported, memory_limit=bad)
+
+
+def test_a_limit_that_nothing_fits_in_names_the_least_that_would_do(exported: Path) -> None:
+    with pytest.raises(MemoryLimitError, match=r"needs at least .* MiB") as caught:
+        Upscaler.load(exported, memory_limit="1MiB")
+    tight = Upscaler.load(exported, precision="fp32", memory_limit=caught.value.least_bytes)
+    assert tight.plan(1, 1).tiles == 1
+    limit = needs_of(tight.bundle.manifest, "onnxruntime", "fp32").peak(8)
+    with pytest.raises(MemoryLimitError, match="3000×3000") as larger:
+        Upscaler.load(exported, precision="fp32", memory_limit=limit).plan(3000, 3000)
+    assert Upscaler.load(exported, precision="fp32", memory_limit=larger.value.least_bytes).plan(3000, 3000).tiles > 1
+
+
+def test_plans_stay_under_the_limit_and_change_no_byte(exported: Path) -> None:
+    free = Upscaler.load(exported, precision="fp32")
+    needs = needs_of(free.bundle.manifest, "onnxruntime", "fp32")
+    limit = needs.peak(30 * 30)
+    limited = Upscaler.load(exported, precision="fp32", memory_limit=limit)
+    plan = limited.plan(90, 110)
+    assert plan.tiles > 1
+    assert plan.peak_bytes <= limit
+    assert free.plan(90, 110) == Plan((90, 110), (1, 1), 0, needs.peak(90 * 110))
+    source = picture(90, 110)
+    assert limited(source).tobytes() == free(source).tobytes()
+
+
+def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
+    """In a process of its own: what it needs at most, beyond what it had before loading, input and output."""
+    script = (
+        "import sys, numpy as np, rdsr.runtime.upscaler, rdsr.runtime.arrays, rdsr.runtime.picture_files\n"
+        "def status(key):\n"
+        "    line = next(l for l in open('/proc/self/status') if l.startswith(key + ':'))\n"
+        "    return int(line.split()[1]) * 1024\n"
+        "source = np.zeros((900, 1100, 3), np.uint8) + np.arange(3, dtype=np.uint8)\n"
+        "before = status('VmRSS')\n"
+        "limit = int(sys.argv[3])\n"
+        "upscaler = rdsr.runtime.Upscaler.load(sys.argv[1], backend=sys.argv[2], precision='fp32', memory_limit=limit)\n"
+        "larger = upscaler(source)\n"
+        "print(status('VmHWM') - before - larger.nbytes)\n"
+    )
+    manifest = Bundle(exported).manifest
+    for backend in ("openvino", "onnxruntime"):
+        limit = needs_of(manifest, backend, "fp32").peak(64 * 64)
+        command = [sys.executable, "-c", script, str(exported), backend, str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) <= limit
+
+
+# -- many callers
+
+
+def test_turns_are_first_come_first_served() -> None:
+    turns, order = Turns(2), []
+    threads = []
+    with turns.hold(2):
+        for index in range(8):
+            waiting = len(turns._waiting)
+
+            def work(index: int = index) -> None:
+                with turns.hold(1 + index % 3):  # 3 is cut to the 2 that there are
+                    order.append(index)
+
+            threads.append(threading.Thread(target=work))
+            threads[-1].start()
+            while len(turns._waiting) == waiting:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == list(range(8))
+    assert order.index(7) > order.index(4), "a small wish behind a large one waits for it"
+    assert turns._free == 2
+    assert not turns._waiting
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_small_picture_does_not_wait_for_a_large_one(upscaler: Upscaler) -> None:
+    ends: dict[str, float] = {}
+
+    def call(name: str, source: np.ndarray) -> None:
+        upscaler(source)
+        ends[name] = time.perf_counter()
+
+    large = threading.Thread(target=call, args=("large", picture(600, 600)))
+    large.start()
+    time.sleep(0.05)
+    call("small", picture(12, 12))
+    large.join()
+    assert ends["small"] < ends["large"]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_many_callers_get_the_same_bytes(engine: Upscaler) -> None:
+    pictures = [picture(20 + i, 60 - i) for i in range(6)]
+    alone = [engine(p).tobytes() for p in pictures]
+    with ThreadPoolExecutor(6) as pool:
+        together = [larger.tobytes() for larger in pool.map(engine, pictures * 3)]
+    assert together == alone * 3
+
+
+def test_submit_map_and_aio_give_what_a_call_gives(upscaler: Upscaler) -> None:
+    pictures = [picture(9 + i, 12) for i in range(7)]
+    wanted = [upscaler(p).tobytes() for p in pictures]
+    assert [f.result().tobytes() for f in [upscaler.submit(p) for p in pictures]] == wanted
+    assert [larger.tobytes() for larger in upscaler.map(iter(pictures), look_ahead=3)] == wanted
+
+    async def gathered() -> list[np.ndarray]:
+        return await asyncio.gather(*(upscaler.aio(p) for p in pictures))
+
+    assert [larger.tobytes() for larger in asyncio.run(gathered())] == wanted
+
+
+def test_map_looks_ahead_no_further_than_asked(upscaler: Upscaler) -> None:
+    taken: list[int] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for index in range(50):
+            taken.append(index)
+            yield picture(8, 8)
+
+    results = upscaler.map(pictures(), look_ahead=3)
+    assert taken == []
+    next(results)
+    assert len(taken) == 3
+    results.close()
+    with pytest.raises(OptionError, match="look_ahead"):
+        upscaler.map([], look_ahead=0)
+
+
+def test_a_caller_that_dies_in_map_leaves_no_worker_behind(exported: Path) -> None:
+    own = Upscaler.load(exported, precision="fp32")
+
+    def consume(upscaler: Upscaler) -> None:
+        for _ in upscaler.map(picture(200, 200) for _ in range(100)):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        consume(own)
+    gc.collect()
+    workers = list(own._executor()._threads)
+    assert workers
+    own = None  # type: ignore[assignment]
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
+    cancel, seen = Cancel(), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 3:
+            cancel.set()
+
+    with pytest.raises(CancelledError):
+        upscaler(picture(100, 100), cancel=cancel, progress=progress)
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert {total for _, total in seen} == {upscaler.plan(100, 100).tiles}
+    assert upscaler(picture(5, 5)).shape == (20, 20, 3)
+    future = upscaler.submit(picture(100, 100), cancel=cancel)
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_cancelling_a_task_stops_the_call(upscaler: Upscaler) -> None:
+    done: list[int] = []
+    seen: list[int] = []
+
+    async def main() -> None:
+        task = asyncio.create_task(upscaler.aio(picture(900, 900), progress=lambda tile, _: done.append(tile)))
+        while not done:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        seen.append(len(done))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    upscaler(picture(5, 5))  # whatever still ran has had its turn
+    time.sleep(0.3)
+    assert seen[0] <= len(done) < upscaler.plan(900, 900).tiles / 2, "stopped long before the end"
+
+
+def test_an_engine_failure_in_one_call_leaves_the_others_unharmed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Upscaler.load(exported, precision="fp32")
+    decoder = own._pipeline_of("onnxruntime", "fp32")._decoder
+    run = decoder.run
+
+    def sometimes(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if inputs["lr"].shape[3] == 13:
+            raise EngineError("broken")
+        return run(inputs)
+
+    monkeypatch.setattr(decoder, "run", sometimes)
+    futures = [own.submit(picture(10, 13 if i % 3 == 0 else 14)) for i in range(9)]
+    for index, future in enumerate(futures):
+        if index % 3 == 0:
+            with pytest.raises(EngineError, match="broken"):
+                future.result()
+        else:
+            assert future.result().shape == (40, 56, 3)
+
+
+# -- processes
+
+
+_FORKS = (
+    "import os, sys, numpy as np\n"
+    "from rdsr.runtime import EngineError, Upscaler\n"
+    "source = np.full((20, 30, 3), 77, np.uint8)\n"
+    "upscaler = Upscaler.load(sys.argv[1], backend=sys.argv[2], precision='fp32')\n"
+    "if sys.argv[3] == 'used': upscaler(source)\n"
+    "codes = []\n"
+    "for _ in range(2):\n"
+    "    child = os.fork()\n"
+    "    if child == 0:\n"
+    "        try:\n"
+    "            same = (upscaler(source) == upscaler.submit(source).result()).all()\n"
+    "        except EngineError as error:\n"
+    "            assert 'first call after the fork' in str(error)\n"
+    "            os._exit(7)\n"
+    "        sys.exit(0 if same else 1)\n"
+    "    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    "upscaler(source)\n"
+    "print(codes)\n"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("parent", "codes"), [("unused", [0, 0]), ("used", [7, 7])])
+def test_preloaded_it_works_in_forked_children_and_refuses_once_used(
+    exported: Path, backend: str, parent: str, codes: list[int]
+) -> None:
+    """gunicorn's preloading: the parent loads and forks, the children serve (0), or say why they cannot (7)."""
+    command = [sys.executable, "-W", "ignore", "-c", _FORKS, str(exported), backend, parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{codes}\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_default_bundle_can_be_preloaded(tmp_path: Path) -> None:
+    """Where `auto` has to time int8 first, it does so without loading an engine into the process that forks."""
+    script = (
+        "import os, sys, numpy as np\n"
+        "from rdsr.runtime import Upscaler\n"
+        "upscaler = Upscaler.load()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    sys.exit(0 if upscaler(np.zeros((9, 9, 3), np.uint8)).shape == (36, 36, 3) else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    environment = os.environ | {"RDSR_CACHE_DIR": str(tmp_path), "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_spawned_pool_works(exported: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        sizes = list(pool.map(_upscaled_size, [str(exported)] * 2, BACKENDS))
+    assert sizes == [(20, 24, 3)] * 2
+
+
+def test_idle_costs_next_to_no_time(exported: Path) -> None:
+    script = (
+        "import sys, time, numpy as np\n"
+        "from rdsr.runtime import Upscaler\n"
+        "upscaler = Upscaler.load(sys.argv[1], backend=sys.argv[2], precision='fp32')\n"
+        "upscaler.submit(np.zeros((50, 50, 3), np.uint8)).result()\n"
+        "time.sleep(0.5)\n"
+        "before = time.process_time(); time.sleep(1); print(time.process_time() - before)\n"
+    )
+    for backend in ("openvino", "onnxruntime"):
+        done = subprocess.run([sys.executable, "-c", script, str(exported), backend], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) < 0.05
