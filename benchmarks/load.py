@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def _closed(
             _call(upscaler, pictures[turn % len(pictures)], time.perf_counter(), tallies[index])
             turn += callers
 
-    _all_done([threading.Thread(target=caller, args=(index,), daemon=True) for index in range(callers)])
+    with _running(caller, range(callers)):
+        pass
     return tallies
 
 
@@ -142,26 +144,26 @@ def _arriving(
         while (item := arrivals.get()) is not None:
             _call(upscaler, item[1], item[0], tally)
 
-    threads = [threading.Thread(target=caller, args=(tally,), daemon=True) for tally in tallies]
-    for thread in threads:
-        thread.start()
-    gaps = np.random.default_rng(0)
-    planned = started = time.perf_counter()
-    index = 0
-    while (planned := planned + gaps.exponential(1 / rate)) < started + seconds:
-        time.sleep(max(0.0, planned - time.perf_counter()))
-        arrivals.put((planned, pictures[index % len(pictures)]))
-        index += 1
-    for _ in threads:
-        arrivals.put(None)
-    for thread in threads:
-        thread.join()
+    with _running(caller, tallies):
+        gaps = np.random.default_rng(0)
+        planned = started = time.perf_counter()
+        index = 0
+        while (planned := planned + gaps.exponential(1 / rate)) < started + seconds:
+            time.sleep(max(0.0, planned - time.perf_counter()))
+            arrivals.put((planned, pictures[index % len(pictures)]))
+            index += 1
+        for _ in tallies:
+            arrivals.put(None)
     return tallies
 
 
-def _all_done(threads: Sequence[threading.Thread]) -> None:
+@contextlib.contextmanager
+def _running(caller: Callable[[Any], None], arguments: Iterable[Any]) -> Iterator[None]:
+    """A thread for each argument, started on entering and awaited on leaving."""
+    threads = [threading.Thread(target=caller, args=(argument,), daemon=True) for argument in arguments]
     for thread in threads:
         thread.start()
+    yield
     for thread in threads:
         thread.join()
 

@@ -149,22 +149,19 @@ class _Search:
         self.decoder = calibrate(network, self.samples, self.ranges)
         with torch.no_grad():
             self.exact = [self.decoder(*sample, only=()) for sample in self.samples]
+        own = [_own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
+        self.own = own * 2
+        """Of every sample; a twin has no original, its error counts as if the network's own were the picture's."""
         self.cost = self.cost_of(self.decoder)
         self.drop = math.inf
         self.remedies: list[Remedy] = []
 
     @torch.no_grad()
     def cost_of(self, decoder: QuantizedDecoder) -> float:
-        """Mean over the pictures of the dB that all of quantization costs, with a share of what it costs on their twins.
-
-        A twin has no original: its error counts as if the network's own were the picture's.
-        """
+        """Mean over the pictures of the dB that all of quantization costs, with a share of what it costs on their twins."""
+        seen = zip(self.samples, self.exact, self.own, strict=True)
+        costs = [_decibels(decoder(*sample), exact, own) for sample, exact, own in seen]
         count = len(self.originals)
-        owns = [_own_error(exact, original.hr) for exact, original in zip(self.exact, self.originals, strict=False)]
-        costs = [
-            _decibels(decoder(*sample), exact, owns[index % count])
-            for index, (sample, exact) in enumerate(zip(self.samples, self.exact, strict=True))
-        ]
         return float(np.mean(costs[:count]) + _TWIN_WEIGHT * np.mean(costs[count:]))
 
     def best_of(self, candidates: Sequence[Ranges]) -> None:

@@ -90,8 +90,7 @@ def plan_picture(manifest: Manifest, needs: Needs, height: int, width: int, limi
         usual = usual_pixels(halo)
         most = usual if limit is None else min(usual, needs.pixels(limit))
         cut = plan_tiles(height, width, halo=halo, most_pixels=most)
-        # The encoder reads cells of a fixed size, which need less for each pixel, but are not cut any smaller.
-        if cut is None or (limit is not None and needs.peak(0) > limit):
+        if cut is None:  # only under a limit: `usual_pixels` always allows one
             least = min(height, 2 * (halo + LEAST_STEP)) * min(width, 2 * (halo + LEAST_STEP))
             raise _too_small(needs.peak(least), limit or 0, height, width)
         tile, grid = cut

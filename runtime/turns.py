@@ -60,25 +60,24 @@ class Turns:
                 ticket.set()
 
 
-_PROCESS: dict[int, Turns] = {}
+_PROCESS: list[Turns] = []
 _PROCESS_LOCK = threading.Lock()
 
 
 def process_turns() -> Turns:
     """The permits of this process, one for each thread that it may use; a forked child has its own."""
     with _PROCESS_LOCK:
-        pid = os.getpid()
-        if pid not in _PROCESS:
-            _PROCESS.clear()
-            _PROCESS[pid] = Turns(cpu.available_threads())
-        return _PROCESS[pid]
+        if not _PROCESS:
+            _PROCESS.append(Turns(cpu.available_threads()))
+        return _PROCESS[0]
 
 
-def _unlock_after_fork() -> None:
-    """A fork while another thread held the lock would leave it held for ever in the child."""
+def _in_forked_child() -> None:
+    """Forget the parent's permits, and its lock, which another thread may have held."""
     global _PROCESS_LOCK
     _PROCESS_LOCK = threading.Lock()
+    _PROCESS.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock_after_fork)
+    os.register_at_fork(after_in_child=_in_forked_child)

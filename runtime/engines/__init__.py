@@ -33,8 +33,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _IMPORT_LOCK = threading.Lock()
 
 
-_USED_IN: list[int] = []
-"""Processes, this one or its ancestors, in which an engine was loaded."""
+_used_in: int | None = None
+"""The process, this one or an ancestor, in which an engine was loaded last."""
 
 
 def refuse_after_fork() -> None:
@@ -42,7 +42,7 @@ def refuse_after_fork() -> None:
 
     The child has none of the engine's threads: OpenVINO waits for them in its next call, ONNX Runtime when the process ends.
     """
-    if any(process != os.getpid() for process in _USED_IN):
+    if _used_in not in (None, os.getpid()):
         raise EngineError(
             "an inference engine was used before this process was forked, and none survives that: "
             "make the first call after the fork, or start processes by spawn"
@@ -82,5 +82,6 @@ def load_session(
                 from .onnxruntime_engine import OnnxRuntimeSession as Engine  # type: ignore[assignment]
     except ImportError as error:
         raise EngineError(f"the engine {backend} is not installed ({error})") from error
-    _USED_IN[:] = [os.getpid()]
+    global _used_in
+    _used_in = os.getpid()
     return Engine(graph, precision=precision, threads=threads, weights=weights)
