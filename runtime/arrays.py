@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ __all__ = ["check_picture", "from_graph", "split_alpha", "to_graph", "upscale_al
 
 Picture = NDArray[Any]
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-_ALPHA_ROWS = 64
+_ALPHA_CELL = (64, 1024)
 _BICUBIC_REACH = 2
 _CHECKED_ROWS = 64
 
@@ -71,13 +71,16 @@ def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
 def upscale_alpha(alpha: Picture, scale: int, out: Picture) -> None:
     """H×W into sH×sW of the same dtype, bicubic: the networks know nothing of alpha.
 
-    Bands of a fixed height, read with the rows that bicubic interpolation reaches, so that a large picture needs no more
-    memory than a small one.
+    Cell by cell, each read with the pixels that bicubic interpolation reaches, so that a large picture needs no more memory
+    than a small one.
     """
-    height, width = alpha.shape
-    for span in cells(height, _ALPHA_ROWS, _BICUBIC_REACH):
-        band = alpha[span.read_start : span.read_stop].astype(np.float32)
-        values = cv2.resize(band, (width * scale, band.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
-        values = np.clip(values[span.inner.start * scale : span.inner.stop * scale], 0.0, _FULL_SCALE[alpha.dtype])
-        rows = slice(span.start * scale, span.stop * scale)
-        out[rows] = values if alpha.dtype == np.float32 else np.rint(values)
+    import cv2  # not with the module: it takes its time, and most pictures have no alpha
+
+    down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
+    for rows, columns in itertools.product(down, across):
+        cell = alpha[rows.read_start : rows.read_stop, columns.read_start : columns.read_stop].astype(np.float32)
+        values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
+        inner = tuple(slice(span.inner.start * scale, span.inner.stop * scale) for span in (rows, columns))
+        target = tuple(slice(span.start * scale, span.stop * scale) for span in (rows, columns))
+        values = np.clip(values[inner], 0.0, _FULL_SCALE[alpha.dtype])
+        out[target] = values if alpha.dtype == np.float32 else np.rint(values)

@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap"]
+__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap", "numa_nodes"]
 
 
 def _read_quota(folder: Path) -> float | None:
@@ -43,9 +43,32 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
     return min(quotas, default=None)
 
 
+def _listed(text: str) -> set[int]:
+    """CPU numbers of a list as Linux writes it: "0-3,8"."""
+    spans = (part.split("-") for part in text.strip().split(",") if part)
+    return {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
+
+
+def _allowed() -> set[int]:
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> list[list[int]]:
+    """CPUs of each NUMA node that the affinity mask allows, the node with most of them first; one node if there are none."""
+    allowed, nodes = _allowed(), []
+    for file in sorted(root.glob("node[0-9]*/cpulist")):
+        try:
+            node = _listed(file.read_text()) & allowed
+        except (OSError, ValueError):
+            continue
+        if node:
+            nodes.append(sorted(node))
+    return sorted(nodes, key=len, reverse=True) or [sorted(allowed)]
+
+
 def available_threads() -> int:
-    """Threads that fit the affinity mask and the cgroup quota, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that fit one NUMA node's part of the affinity mask and the cgroup quota, at least 1."""
+    cores = len(numa_nodes()[0])
     quota = _quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 

@@ -8,7 +8,7 @@ import re
 from .bundle import Manifest
 from .engines import Backend, Precision
 from .errors import MemoryLimitError, OptionError
-from .tiles import LEAST_STEP, Plan, plan_tiles
+from .tiles import LEAST_STEP, Plan, TileCost, plan_tiles
 
 __all__ = ["Needs", "needs_of", "parse_limit", "plan_picture"]
 
@@ -78,7 +78,9 @@ _ENGINES: dict[Backend, _Engine] = {
 to 1.4 times the values that are counted."""
 
 
-def plan_picture(manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None) -> Plan:
+def plan_picture(
+    manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int = TileCost.usual
+) -> Plan:
     """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` where nothing fits the limit."""
     radius = manifest.receptive_radius
     if manifest.tile_rule != "exact" or radius is None:
@@ -89,7 +91,7 @@ def plan_picture(manifest: Manifest, needs: Needs, height: int, width: int, limi
         halo = radius
         usual = usual_pixels(halo)
         most = usual if limit is None else min(usual, needs.pixels(limit))
-        cut = plan_tiles(height, width, halo=halo, most_pixels=most)
+        cut = plan_tiles(height, width, halo=halo, most_pixels=most, tile_cost=tile_cost)
         if cut is None:  # only under a limit: `usual_pixels` always allows one
             least = min(height, 2 * (halo + LEAST_STEP)) * min(width, 2 * (halo + LEAST_STEP))
             raise _too_small(needs.peak(least), limit or 0, height, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from .arrays import from_graph, to_graph
 from .bundle import Bundle
 from .engines import Backend, Precision, load_session
 from .errors import BundleError, CancelledError, EngineError
-from .tiles import Plan, cells
+from .tiles import Plan, TileCost, cells
 from .turns import Turns, process_turns
 
 __all__ = ["CELL", "Cancel", "Pipeline", "initial_noise"]
@@ -74,8 +75,11 @@ class Pipeline:
         threads: int,
         seed: int,
         turns: Turns | None = None,
+        tile_cost: TileCost | None = None,
+        cached: bool = False,
     ) -> None:
-        """`turns`: shared with other pipelines, so that one tile at a time is in memory; None: its own.
+        """`turns`: shared with other pipelines, so that one tile at a time is in memory; None: its own. `tile_cost`: told
+        how long tiles take. `cached`: compiled forms may come from the user's cache folder.
 
         Raises `BundleError` for a damaged bundle, `EngineError` where the engine cannot run it."""
         self.backend: Backend = backend
@@ -87,10 +91,13 @@ class Pipeline:
         self._radius = manifest.condition_radius
         self._noise = initial_noise(seed, manifest.latent_size)
         self._turns = turns or Turns(1)
+        self._tile_cost = tile_cost or TileCost()
         # Only the decoder pays for speed; the latent prior is computed in float32 whatever the precision.
         precisions: dict[str, Precision] = {"encoder": "fp32", "reverse": "fp32", "decoder": precision}
         self._encoder, self._reverse, self._decoder = (
-            load_session(bundle.graph(manifest.role(role, kind)), backend=backend, precision=kind, threads=threads)
+            load_session(
+                bundle.graph(manifest.role(role, kind)), backend=backend, precision=kind, threads=threads, cached=cached
+            )
             for role, kind in precisions.items()
         )
 
@@ -99,7 +106,7 @@ class Pipeline:
         """Alone with the engine, its memory and its threads; raises `CancelledError` where that is no longer wanted."""
         if cancel is not None:
             cancel.check()
-        with self._turns.hold(), process_turns().hold(self._threads):
+        with self._turns.hold(stop=cancel), process_turns().hold(self._threads, stop=cancel):
             if cancel is not None:
                 cancel.check()
             yield
@@ -151,7 +158,9 @@ class Pipeline:
             inner = tuple(slice(span.inner.start * scale, span.inner.stop * scale) for span in (tile.rows, tile.columns))
             target = tuple(slice(span.start * scale, span.stop * scale) for span in (tile.rows, tile.columns))
             with self._turn(cancel):
+                started = time.perf_counter()
                 out[target] = self._decode(colour[tile.read], z)[inner]
+                self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
             if progress is not None:
                 progress(done + 1, plan.tiles)
         return out

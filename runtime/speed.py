@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import logging
 import math
 import os
-import subprocess
 import sys
 import threading
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,20 +17,19 @@ from numpy.typing import NDArray
 
 from . import cpu
 from .bundle import Bundle
+from .cache import recall, remember
 from .engines import Backend, Precision, load_session
-from .errors import EngineError, OutputError
-from .files import atomic_write, read_regular
+from .errors import EngineError
 from .timing import interleaved_medians
 
-__all__ = ["Timing", "cache_folder", "int8_against_float"]
+__all__ = ["Timing", "int8_against_float"]
 
-logger = logging.getLogger(__name__)
 _SIDE = 96
 _ROUNDS = 5
 _CHILD_SECONDS = 60
 _LOCK = threading.Lock()
-_KNOWN: dict[str, Timing] = {}
-"""Of this process: one answer for its whole life, whatever happens to the disk."""
+_KNOWN: dict[str, Timing | EngineError] = {}
+"""Of this process: one answer, or the reason why there is none, for its whole life, whatever happens to the disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +40,14 @@ class Timing:
     fp32_ms: float
 
 
-def cache_folder() -> Path:
-    """Where results that only save time are kept: RDSR_CACHE_DIR, else `rdsr` in the user's cache folder (XDG)."""
-    if own := os.environ.get("RDSR_CACHE_DIR"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rdsr"
-
-
 def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend, threads: int) -> Timing:
     """Time the decoder in both precisions, each on its engine, interleaved.
 
     The answer is kept in memory and on disk: a service that starts again makes the same choice, and the same bytes.
     Raises `BundleError` for a damaged bundle, `EngineError` where an engine cannot run it.
     """
+    import importlib.metadata
+
     manifest = bundle.manifest
     digests = [manifest.files[str(manifest.graph("decoder", precision))][0] for precision in ("int8", "fp32")]
     versions = [importlib.metadata.version(name) for name in ("openvino", "onnxruntime")]
@@ -66,19 +55,25 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend, threads: in
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     with _LOCK:
         if key not in _KNOWN:
-            _KNOWN[key] = _remembered(key) or _measure(bundle, int8, fp32, threads, key)
-        return _KNOWN[key]
+            try:
+                _KNOWN[key] = _remembered(key) or _measure(bundle, int8, fp32, threads, key)
+            except EngineError as error:
+                _KNOWN[key] = error
+        known = _KNOWN[key]
+    if isinstance(known, EngineError):
+        raise EngineError(str(known))
+    return known
 
 
-def _file(key: str) -> Path:
-    return cache_folder() / f"int8-speed-{key}.json"
+def _name(key: str) -> str:
+    return f"int8-speed-{key}.json"
 
 
 def _remembered(key: str) -> Timing | None:
     try:
-        content = json.loads(read_regular(_file(key), 4096))
+        content = json.loads(recall(_name(key)) or b"")
         timing = Timing(float(content["int8_ms"]), float(content["fp32_ms"]))
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):  # RuntimeError: there is no home folder
+    except (ValueError, KeyError, TypeError):
         return None
     return timing if all(math.isfinite(ms) and ms > 0 for ms in dataclasses.astuple(timing)) else None
 
@@ -91,6 +86,8 @@ _CHILD = (
 
 def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: str) -> Timing:
     """In a process of its own, so that no engine is loaded here yet: a process that has one cannot be forked any more."""
+    import subprocess
+
     job = {"path": [path for path in sys.path if path], "facts": [str(bundle.path.resolve()), int8, fp32, threads]}
     for precision in ("int8", "fp32"):  # what is damaged is said here, not by the child
         bundle.graph(bundle.manifest.role("decoder", precision))
@@ -103,10 +100,7 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: st
         timing = Timing(content["int8"], content["fp32"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError, IndexError) as error:
         raise EngineError(f"the process that should time it failed: {error}") from error
-    try:
-        atomic_write(_file(key), json.dumps(dataclasses.asdict(timing)).encode())
-    except (OutputError, RuntimeError) as error:  # read-only or full disk, no home folder: measured again next time
-        logger.debug("the measured speed of int8 is not remembered: %s", error)
+    remember(_name(key), json.dumps(dataclasses.asdict(timing)).encode())
     return timing
 
 
@@ -126,3 +120,12 @@ def measure_here(path: str, int8: Backend, fp32: Backend, threads: int) -> dict[
     inputs: dict[Precision, dict[str, NDArray[Any]]] = {"int8": {"image": picture, "z": z}, "fp32": {"lr": lr, "z": z}}
     calls = {precision: partial(session.run, inputs[precision]) for precision, session in sessions.items()}
     return interleaved_medians(calls, rounds=_ROUNDS)
+
+
+def _in_forked_child() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

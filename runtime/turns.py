@@ -6,11 +6,23 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Protocol
 
 from . import cpu
 
-__all__ = ["Turns", "process_turns"]
+__all__ = ["Shifts", "Stop", "Turns", "process_turns"]
+
+_POLL_SECONDS = 0.05
+"""How often a waiting call looks whether it was cancelled."""
+
+
+class Stop(Protocol):
+    """What a waiting call looks at, see `Cancel`."""
+
+    def check(self) -> None:
+        """Raise where the wait is no longer wanted."""
+        ...
 
 
 class Turns:
@@ -23,8 +35,11 @@ class Turns:
         self._waiting: deque[tuple[int, threading.Event]] = deque()
 
     @contextlib.contextmanager
-    def hold(self, wanted: int = 1) -> Iterator[None]:
-        """Wait for `wanted` permits (or all there are, if that is fewer), and give them back afterwards."""
+    def hold(self, wanted: int = 1, stop: Stop | None = None) -> Iterator[None]:
+        """Wait for `wanted` permits (or all there are, if that is fewer), and give them back afterwards.
+
+        `stop`: raises where the wait is to end without them.
+        """
         wanted = min(wanted, self.permits)
         with self._lock:
             ticket: threading.Event | None = None
@@ -34,16 +49,18 @@ class Turns:
                 ticket = threading.Event()
                 self._waiting.append((wanted, ticket))
         if ticket is not None:
-            self._wait(wanted, ticket)
+            self._wait(wanted, ticket, stop)
         try:
             yield
         finally:
             self._give(wanted)
 
-    def _wait(self, wanted: int, ticket: threading.Event) -> None:
+    def _wait(self, wanted: int, ticket: threading.Event, stop: Stop | None) -> None:
         try:
-            ticket.wait()
-        except BaseException:  # Ctrl-C while waiting: leave the queue, or give back what was just handed over
+            while not ticket.wait(None if stop is None else _POLL_SECONDS):
+                if stop is not None:
+                    stop.check()
+        except BaseException:  # cancelled, or Ctrl-C: leave the queue, or give back what was just handed over
             with self._lock:
                 served = ticket.is_set()
                 if not served:
@@ -58,6 +75,35 @@ class Turns:
                 wanted, ticket = self._waiting.popleft()
                 self._free -= wanted
                 ticket.set()
+
+
+class Shifts:
+    """Callers of one kind at a time, together; those of another kind come when they have left, in the order of asking."""
+
+    def __init__(self) -> None:
+        self._door = Turns(1)
+        self._left = threading.Condition()
+        self._kind: Hashable = None
+        self._inside = 0
+
+    @contextlib.contextmanager
+    def hold(self, kind: Hashable, change: Callable[[], None], stop: Stop | None = None) -> Iterator[None]:
+        """Be inside with others of this kind; `change` is called, with nobody inside, where the last kind was another."""
+        with self._door.hold(stop=stop), self._left:
+            while self._inside and self._kind != kind:
+                self._left.wait(None if stop is None else _POLL_SECONDS)
+                if stop is not None:
+                    stop.check()
+            if self._kind != kind:
+                change()
+                self._kind = kind
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._inside -= 1
+                self._left.notify_all()
 
 
 _PROCESS: list[Turns] = []

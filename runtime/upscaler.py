@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import dataclasses
 import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,10 +24,9 @@ from .choice import choose
 from .engines import Backend, Precision, refuse_after_fork
 from .errors import OptionError, OutputError, PictureError
 from .memory import Needs, needs_of, parse_limit, plan_picture
-from .picture_files import read_picture, write_picture
 from .pipeline import Cancel, Pipeline, Progress
-from .tiles import Plan
-from .turns import Turns
+from .tiles import Plan, TileCost
+from .turns import Shifts, Turns
 
 __all__ = ["Effective", "FileResult", "Result", "Upscaler"]
 
@@ -95,7 +94,10 @@ class Upscaler:
     effective: Effective
     """Engine, precision, threads and instruction set that 8-bit pictures really run with, and why."""
     memory_limit: int | None
-    """Bytes beyond input and output that it may need in all, file formats apart; None: tiles are as large as is fast."""
+    """Bytes beyond input and output that it may need in all, file formats apart; None: tiles are as large as is fast.
+
+    Under a limit, one precision at a time is loaded: pictures of 8 bits and others, mixed, make it load again and again.
+    """
 
     def __init__(
         self,
@@ -117,7 +119,9 @@ class Upscaler:
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
+        self._float_choice: tuple[Backend, Precision] | None = None
         self._asked_backend = backend
+        self._tile_costs: defaultdict[tuple[Backend, Precision], TileCost] = defaultdict(TileCost)
         self._least_fits()
         self._reset()
         _ALIVE.add(self)
@@ -127,12 +131,13 @@ class Upscaler:
     def _least_fits(self) -> None:
         """Refuse a limit under which not even the smallest picture runs, before anything is loaded."""
         if self.memory_limit is not None:
-            plan_picture(self.bundle.manifest, self._needs(), 1, 1, self.memory_limit)
+            plan_picture(self.bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
         self._turns = Turns(1)
+        self._shifts = Shifts()
         self._workers_lock = threading.Lock()  # not the other one, which is held while an engine loads
         self._workers: ThreadPoolExecutor | None = None
 
@@ -165,26 +170,32 @@ class Upscaler:
             Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
         )
 
-    def _needs(self, dtype: Any = np.uint8) -> Needs:
-        engine, precision = self._choice(dtype)
-        needs = needs_of(self.bundle.manifest, engine, precision)
-        loaded = self._choice(np.uint8)
-        if loaded == (engine, precision):
-            return needs
-        other = needs_of(self.bundle.manifest, *loaded)  # stays loaded beside it
-        return dataclasses.replace(needs, fixed=needs.fixed + other.fixed)
+    def _needs(self, choice: tuple[Backend, Precision]) -> Needs:
+        return needs_of(self.bundle.manifest, *choice)
 
     def _choice(self, dtype: Any) -> tuple[Backend, Precision]:
         """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
         if dtype == np.uint8 or self.effective.precision == "fp32":
             return self.effective.backend, self.effective.precision  # type: ignore[return-value]
-        engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
-        return engine, "fp32"
+        if (known := self._float_choice) is None:
+            engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
+            known = self._float_choice = engine, "fp32"
+        return known
+
+    @contextlib.contextmanager
+    def _pipeline(self, choice: tuple[Backend, Precision], cancel: Cancel | None) -> Iterator[Pipeline]:
+        """The pipeline, loaded; under a memory limit, the others are not meanwhile."""
+        refuse_after_fork()  # before any is let go of, which would wait for threads that are not there
+        if self.memory_limit is None:
+            yield self._pipeline_of(*choice)
+        else:
+            with self._shifts.hold(choice, self._pipelines.clear, cancel):
+                yield self._pipeline_of(*choice)
 
     def _pipeline_of(self, backend: Backend, precision: Precision) -> Pipeline:
         """Loaded when first needed."""
+        refuse_after_fork()
         with self._lock:
-            refuse_after_fork()
             if (backend, precision) not in self._pipelines:
                 self._pipelines[backend, precision] = Pipeline(
                     self.bundle,
@@ -193,19 +204,25 @@ class Upscaler:
                     threads=self.effective.threads,
                     seed=self._seed,
                     turns=self._turns,
+                    tile_cost=self._tile_costs[backend, precision],
+                    cached=True,
                 )
             return self._pipelines[backend, precision]
 
     def plan(self, height: int, width: int, dtype: Any = np.uint8) -> Plan:
         """Tiles and peak memory of a call with a picture of height × width pixels of this dtype.
 
+        How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does.
         Raises `MemoryLimitError`, which names the least limit that would do.
         """
         for name, side in (("height", height), ("width", width)):
             if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
                 raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
-        needs = self._needs(np.dtype(dtype))
-        return plan_picture(self.bundle.manifest, needs, int(height), int(width), self.memory_limit)
+        choice = self._choice(np.dtype(dtype))
+        cost = self._tile_costs[choice].pixels
+        return plan_picture(
+            self.bundle.manifest, self._needs(choice), int(height), int(width), self.memory_limit, tile_cost=cost
+        )
 
     def run(self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
         """Upscale one picture; the result says what it ran in. See `__call__`."""
@@ -213,12 +230,12 @@ class Upscaler:
         picture = check_picture(picture)
         height, width = picture.shape[:2]
         plan = self.plan(height, width, picture.dtype)
-        pipeline = self._pipeline_of(*self._choice(picture.dtype))
         colour, alpha = split_alpha(picture)
         scale = self.bundle.manifest.scale
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         target, target_alpha = split_alpha(upscaled)
-        pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
+        with self._pipeline(self._choice(picture.dtype), cancel) as pipeline:
+            pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
         if alpha is not None and target_alpha is not None:
             upscale_alpha(alpha, scale, target_alpha)
         return Result(upscaled, pipeline.backend, pipeline.precision, (time.perf_counter() - started) * 1e3)
@@ -276,6 +293,8 @@ class Upscaler:
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
     ) -> NDArray[Any]:
         """`__call__` for asyncio: the loop goes on meanwhile. Cancelling the task stops the call within one tile."""
+        import asyncio
+
         own = Cancel(cancel)
         try:
             return await asyncio.wrap_future(self.submit(picture, cancel=own, progress=progress))
@@ -302,6 +321,8 @@ class Upscaler:
 
         Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written.
         """
+        from .picture_files import read_picture, write_picture  # Pillow and OpenCV take their time
+
         source, target = Path(input), Path(output)
         if target.exists() and source.exists() and target.samefile(source):
             raise OutputError(f"the output {target} is the input itself")

@@ -63,11 +63,18 @@ def supported_precisions(backend: str) -> tuple[Precision, ...]:
 
 
 def load_session(
-    graph: bytes | Path, *, backend: Backend, precision: Precision, threads: int, weights: bytes | None = None
+    graph: bytes | Path,
+    *,
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    weights: bytes | None = None,
+    cached: bool = False,
 ) -> Session:
     """Load an ONNX graph (or an IR, with its `weights`) into an engine with explicit precision and threads.
 
-    `graph`: serialized; or a file of the user's own, which may have its weights beside it.
+    `graph`: serialized; or a file of the user's own, which may have its weights beside it. `cached`: OpenVINO's
+    compiled form may come from the user's cache folder, or go there.
     """
     if backend not in BACKENDS:
         raise OptionError(f"no engine is called {backend!r}; known are {', '.join(BACKENDS)}")
@@ -84,4 +91,13 @@ def load_session(
         raise EngineError(f"the engine {backend} is not installed ({error})") from error
     global _used_in
     _used_in = os.getpid()
-    return Engine(graph, precision=precision, threads=threads, weights=weights)
+    return Engine(graph, precision=precision, threads=threads, weights=weights, cached=cached)
+
+
+def _in_forked_child() -> None:
+    global _IMPORT_LOCK
+    _IMPORT_LOCK = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +15,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from .. import cpu
+from ..cache import recall, remember
 from ..errors import EngineError
 
 __all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision of everything that is not quantized; OpenVINO picks bf16 by itself where it is not told."""
+
+
+_KEPT_KERNELS = 384
+"""Compiled kernels that a graph keeps, those used last; `small` needs some 20 for every size that it meets, 40 KiB each."""
 
 
 @functools.cache
@@ -49,21 +57,21 @@ class ExecutedLayer:
 class OpenVinoSession:
     """One compiled graph. Calls take turns: one request already uses every thread it was given."""
 
-    def __init__(self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None) -> None:
+    def __init__(
+        self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None, cached: bool = False
+    ) -> None:
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
         }
         try:
-            core = shared_core()
-            if weights is None:
-                model = core.read_model(graph)
+            if cached and isinstance(graph, bytes) and weights is None:
+                self._compiled = _compiled_or_cached(graph, config)
             else:
-                model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
-            _fix_batch(model)
-            self._compiled = core.compile_model(model, "CPU", config)
+                self._compiled = _compiled(graph, weights, config)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the graph: {_first_line(error)}") from error
@@ -101,6 +109,36 @@ class OpenVinoSession:
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed: {_first_line(error)}") from error
             return [np.array(output.data) for output in self._request.output_tensors]
+
+
+def _compiled(graph: bytes | Path, weights: bytes | None, config: dict[str, Any]) -> ov.CompiledModel:
+    core = shared_core()
+    if weights is None:
+        model = core.read_model(graph)
+    else:
+        model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
+    _fix_batch(model)
+    return core.compile_model(model, "CPU", config)
+
+
+def _compiled_or_cached(graph: bytes, config: dict[str, Any]) -> ov.CompiledModel:
+    """From the cache folder (a sixth of the time), or compiled and put there. It is ours rather than OpenVINO's own, which
+    is never pruned, fails with a full disk, and reads what is damaged."""
+    facts = [hashlib.sha256(graph).hexdigest(), ov.get_version(), config, cpu.cpu_name(), sorted(cpu.cpu_flags())]
+    key = hashlib.sha256(json.dumps([*facts, cpu.isa_cap()]).encode()).hexdigest()[:32]
+    name = f"openvino-{key}.blob"
+    if (blob := recall(name)) is not None:
+        try:
+            return shared_core().import_model(blob, "CPU", config)
+        except RuntimeError:  # whole, and yet not to its liking: made anew
+            pass
+    compiled = _compiled(graph, None, config)
+    try:
+        blob = compiled.export_model().getvalue()
+    except RuntimeError:
+        return compiled
+    remember(name, blob)
+    return compiled
 
 
 def _fix_batch(model: ov.Model) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from rdsr.runtime import BundleError, EngineError, Upscaler, cpu, speed
 from rdsr.runtime.bundle import Bundle
+from rdsr.runtime.cache import remember
 from rdsr.runtime.choice import choose
 from rdsr.runtime.describe import describe_bundle
 from rdsr.runtime.speed import Timing, int8_against_float
@@ -41,7 +42,7 @@ def test_int8_where_the_cpu_is_made_for_it(bundle: Path, monkeypatch: pytest.Mon
     with_int8_drop(bundle, 0.019)
     a_cpu(monkeypatch, flag)
     engine, precision, reason = choose(Bundle(bundle), "auto", "auto")
-    assert (engine, precision) == ("openvino", "int8")
+    assert (engine, precision) == ("onnxruntime", "int8")
     assert "natively" in reason
     assert "0.019 dB" in reason
     assert choose(Bundle(bundle), "onnxruntime", "auto")[:2] == ("onnxruntime", "int8")
@@ -136,7 +137,7 @@ def test_a_cap_counts_as_the_cpu_and_is_named(bundle: Path, monkeypatch: pytest.
     measured(monkeypatch, 1.0, 2.0)
     a_cpu(monkeypatch, "avx512f", "avx512_vnni", cap=cap)
     assert cpu.has_vnni() is vnni
-    reason = choose(Bundle(bundle), "auto", "auto")[2]
+    reason = choose(Bundle(bundle), "openvino", "auto")[2]
     assert (f"ONEDNN_MAX_CPU_ISA={cap}" in reason) is not vnni
 
 
@@ -201,12 +202,12 @@ def test_the_measurement_is_made_once_and_remembered(
     first = int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1)
     assert first.int8_ms > 0
     assert first.fp32_ms > 0
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("int8-speed-*")
     monkeypatch.setattr(speed, "_KNOWN", {})  # a new process
     monkeypatch.setattr(speed, "load_session", lambda *args, **options: pytest.fail("measured again"))
     assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1) == first
     for damage in (b"", b"[]", b'{"int8_ms": -1, "fp32_ms": 2}', b'{"int8_ms": NaN, "fp32_ms": 2}'):
-        file.write_bytes(damage)
+        remember(file.name, damage)
         monkeypatch.setattr(speed, "_KNOWN", {})
         monkeypatch.setattr(speed, "_measure", lambda *facts: Timing(1.0, 2.0))
         assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1) == Timing(1.0, 2.0)
@@ -221,11 +222,27 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1).fp32_ms > 0
 
 
+def test_a_measurement_that_fails_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_KNOWN", {})
+    monkeypatch.setattr(speed, "recall", lambda name: None)
+    tries = []
+
+    def fail(*facts: object) -> Timing:
+        tries.append(facts)
+        raise EngineError("no such engine")
+
+    monkeypatch.setattr(speed, "_measure", fail)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no such engine"):
+            int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1)
+    assert len(tries) == 1
+
+
 def test_effective_and_info_say_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_int8_drop(bundle, 0.0)
     a_cpu(monkeypatch)
     measured(monkeypatch, 1.0, 2.0)
     effective = Upscaler.load(bundle).effective
     here = describe_bundle(bundle)["here"]
-    assert (effective.precision, effective.backend) == ("int8", "openvino") == (here["precision"], here["backend"])
+    assert (effective.precision, effective.backend) == ("int8", "onnxruntime") == (here["precision"], here["backend"])
     assert effective.reason == here["reason"]

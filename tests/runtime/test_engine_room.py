@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -26,12 +27,13 @@ from rdsr.runtime import (
     OptionError,
     Plan,
     Upscaler,
+    arrays,
 )
 from rdsr.runtime import pipeline as pipeline_module
 from rdsr.runtime.arrays import upscale_alpha
 from rdsr.runtime.memory import needs_of, parse_limit
-from rdsr.runtime.tiles import cells, plan_tiles, spans
-from rdsr.runtime.turns import Turns
+from rdsr.runtime.tiles import TileCost, cells, plan_tiles, spans
+from rdsr.runtime.turns import Shifts, Turns
 from rdsr.tests.conftest import CONFIG
 
 RNG = np.random.default_rng(0)
@@ -127,6 +129,36 @@ def test_tiled_equals_untiled_byte_for_byte(
     assert tiled.tobytes() == whole.tobytes()
 
 
+def test_the_cost_of_a_tile_is_learned_from_the_tiles_that_ran() -> None:
+    cost = TileCost()
+    assert cost.pixels == TileCost.usual
+    for _ in range(20):
+        cost.record(10_000, 0.03)
+    assert cost.pixels == TileCost.usual, "one size says nothing"
+    noise = np.random.default_rng(0)
+    for pixels in noise.integers(1_000, 100_000, 200).tolist():
+        cost.record(pixels, (0.006 + 2e-6 * pixels) * noise.uniform(0.9, 1.1))
+    assert cost.pixels == 3200, "6 ms at 2 µs a pixel, to the next power of two"
+    for pixels in noise.integers(1_000, 100_000, 400).tolist():
+        cost.record(pixels, 2e-6 * pixels)
+    assert cost.pixels == 100, "what was long ago is forgotten"
+    few = plan_tiles(500, 500, halo=16, most_pixels=200**2, tile_cost=6400)
+    many = plan_tiles(500, 500, halo=16, most_pixels=200**2, tile_cost=0)
+    assert few is not None
+    assert many is not None
+    assert few[1][0] * few[1][1] <= many[1][0] * many[1][1]
+
+
+def test_what_was_learned_changes_no_byte(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, precision="fp32", threads=1)
+    source = picture(90, 110)
+    first = upscaler(source).tobytes()
+    for pixels in (100, 1000, 10_000) * 10:
+        upscaler._tile_costs["onnxruntime", "fp32"].record(pixels, 1 + 1e-5 * pixels)
+    assert upscaler._tile_costs["onnxruntime", "fp32"].pixels == 6400
+    assert upscaler(source).tobytes() == first
+
+
 def test_the_prior_is_that_of_the_whole_picture(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cell by cell or in one piece, the pooled features are the same but for rounding in float64."""
     pipeline = Upscaler.load(exported, precision="fp32")._pipeline_of("onnxruntime", "fp32")
@@ -136,9 +168,10 @@ def test_the_prior_is_that_of_the_whole_picture(exported: Path, monkeypatch: pyt
     assert np.allclose(pipeline.prior(source), whole, atol=1e-5)
 
 
-def test_alpha_is_that_of_the_whole_picture() -> None:
+def test_alpha_is_that_of_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
 
+    monkeypatch.setattr(arrays, "_ALPHA_CELL", (64, 16))
     alpha = picture(150, 40, ())
     out = np.empty((600, 160), np.uint8)
     upscale_alpha(alpha, 4, out)
@@ -210,7 +243,60 @@ def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
         assert int(done.stdout) <= limit
 
 
+def test_under_a_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
+    sources = [picture(20, 20), picture(20, 20, (3,), "uint16")]
+    alone = [upscaler(source).tobytes() for source in sources]
+    assert len(upscaler._pipelines) == 1
+    with ThreadPoolExecutor(6) as pool:
+        results = [larger.tobytes() for larger in pool.map(upscaler, sources * 6)]
+    assert results == alone * 6
+    assert len(upscaler._pipelines) == 1
+
+
 # -- many callers
+
+
+def test_shifts_let_one_kind_in_at_a_time_and_starve_none() -> None:
+    shifts, inside, changes, order = Shifts(), [], [], []
+    lock = threading.Lock()
+
+    def work(kind: str) -> None:
+        with shifts.hold(kind, lambda: changes.append(kind)):
+            with lock:
+                inside.append(kind)
+                order.append(kind)
+                assert len(set(inside)) == 1
+            time.sleep(0.002)
+            with lock:
+                inside.remove(kind)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, "aaabbbab" * 10))
+    assert len(order) == 80
+    assert changes[0] == "a"
+    assert all(one != two for one, two in itertools.pairwise(changes))
+
+
+def test_a_call_that_waits_can_be_cancelled() -> None:
+    turns, token, ended = Turns(1), Cancel(), []
+
+    def work() -> None:
+        try:
+            with turns.hold(stop=token):
+                ended.append("ran")
+        except CancelledError:
+            ended.append("cancelled")
+
+    with turns.hold():
+        waiting = threading.Thread(target=work)
+        waiting.start()
+        token.set()
+        waiting.join(timeout=5)
+        assert ended == ["cancelled"]
+    with turns.hold():
+        pass
+    assert turns._free == 1
 
 
 def test_turns_are_first_come_first_served() -> None:

@@ -17,6 +17,7 @@ from rdsr.models.rdsr import RDSR
 from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
 from rdsr.runtime.arrays import from_graph, to_graph
 from rdsr.runtime.choice import choose
+from rdsr.runtime.engines.onnxruntime_engine import thread_places
 from rdsr.runtime.pipeline import initial_noise
 from rdsr.tests.conftest import CONFIG, rewrite_manifest, with_bf16_rows, without_int8
 
@@ -127,7 +128,7 @@ def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cpu, "has_bf16", lambda: False)
     effective = Upscaler.load(exported, precision="fp32").effective
     assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
-    assert effective.reason == "fp32: asked for; onnxruntime: the faster of the two at fp32"
+    assert effective.reason == "fp32: asked for; onnxruntime: serves any size without a stall at fp32"
     with pytest.raises(OptionError, match="no bf16 arithmetic"):
         Upscaler.load(exported, precision="bf16")
     assert effective.threads == cpu.available_threads()
@@ -220,8 +221,25 @@ def test_threads_follow_the_quota(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "cores", "wanted"), [(0.5, 8, 1), (1.0, 8, 1), (2.5, 8, 3), (None, 8, 8), (6.0, 2, 2)])
 def test_available_threads(monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, wanted: int) -> None:
     monkeypatch.setattr(cpu, "_quota", lambda: quota)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [list(range(cores))])
     assert cpu.available_threads() == wanted
+
+
+def test_several_sockets_mean_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 4, 5, 6, 7}, raising=False)
+    assert cpu.numa_nodes(tmp_path) == [[0, 1, 2, 4, 5, 6, 7]], "nothing is known of nodes"
+    for node, listed in enumerate(("0-3\n", "4-5,6,7\n", "8-11\n", "\n")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(listed)
+    assert cpu.numa_nodes(tmp_path) == [[4, 5, 6, 7], [0, 1, 2]], "the largest allowed part first"
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [[4, 5, 6, 7], [0, 1, 2]])
+    monkeypatch.setattr(cpu, "_quota", lambda: None)
+    assert cpu.available_threads() == 4
+    assert thread_places(3) == "5,6,7,8;5,6,7,8", "ONNX Runtime counts CPUs from 1, and the caller is the third thread"
+    assert thread_places(1) == ""
+    assert thread_places(7) == "", "whoever asks for more than a node has may have them all"
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [[0, 1]])
+    assert thread_places(2) == ""
 
 
 def test_signals_are_survived_after_the_last_upscaler_is_gone(exported: Path) -> None:
