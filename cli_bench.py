@@ -179,6 +179,61 @@ def load(
 
 @bench_app.command()
 @command
+def runtime(
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    new_sizes: Annotated[int, typer.Option(min=10, max=10_000, help="Random sizes from 32² to 512².")] = 300,
+    side: Annotated[
+        list[int] | None, typer.Option(min=1, max=8192, help="Side of pictures for the memory; may be repeated.")
+    ] = None,
+    memory_limit: MemoryLimitOption = "256MiB",
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Callers; may be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each load, five rounds.")] = 6.0,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for runtime.json, runtime.md and runtime.png.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a service asks of the runtime: start, unseen sizes, memory under a limit, many callers.
+
+    Example: rdsr bench runtime --side 64 --side 1024 -o runtime/
+    """
+    from .benchmarks import engine_room as bench
+    from .benchmarks.reports import FIGURE_COLUMNS, write_table
+    from .runtime import cpu
+    from .runtime.upscaler import Upscaler
+
+    if output is not None:
+        import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
+    effective = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads).effective
+    subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
+    with steps_shown("runtime") as progress:
+        figures = bench.measure_start(subject, progress)
+        sizes = bench.measure_new_sizes(subject, new_sizes, progress)
+        figures += sizes.figures()
+        figures += bench.measure_memory(subject, side or (64, 256, 1024), memory_limit or "256MiB", progress)
+        figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 5, progress)
+    rows = [dataclasses.asdict(figure) for figure in figures]
+    report = {
+        "cpu": cpu.cpu_name(),
+        "bundle": bundle or "default",
+        **dataclasses.asdict(effective),
+        "steady_ms": dict(zip(("offset", "per_pixel"), sizes.line(), strict=True)),
+        "rows": rows,
+        "new_sizes": dataclasses.asdict(sizes),
+    }
+    if output is not None:
+        write_table(output, "runtime", report, FIGURE_COLUMNS, rows)
+        bench.plot_new_sizes(sizes, output / "runtime.png")
+    _show(report, FIGURE_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
 def crops(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],

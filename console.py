@@ -77,14 +77,14 @@ def exit_code_of(error: Exception) -> int | None:
         return FAILED
     if isinstance(error, (RdsrError, CheckpointError, ExportError, TrainingError, BenchmarkError)):
         return BAD_INPUT
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib"):
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib", "psutil"):
         return FAILED
     return None
 
 
 def sentence_of(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = "bench" if error.name == "matplotlib" else "export"
+        extra = "bench" if error.name in ("matplotlib", "psutil") else "export"
         return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{extra}]'"
     return " ".join(str(error).split())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import queue
 import threading
 import time
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
+from .process import resident_mb
 
 __all__ = ["LoadRow", "measure_load", "plot_load"]
 
@@ -57,15 +57,6 @@ class LoadRow:
     """(seconds, MiB) over time."""
 
 
-def _resident() -> float:
-    """MiB of this process."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class _Watch(threading.Thread):
     """Samples resident memory until it is told to stop."""
 
@@ -77,7 +68,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._stop_asked.wait(_SAMPLE_SECONDS):
-            self.samples.append((round(time.perf_counter() - self._since, 2), round(_resident(), 2)))
+            self.samples.append((round(time.perf_counter() - self._since, 2), round(resident_mb(), 2)))
 
     def stop(self) -> tuple[tuple[float, float], ...]:
         self._stop_asked.set()
@@ -234,7 +225,7 @@ def _row(
         p99_ms=p99,
         max_ms=round(float(latencies.max()), 2),
         slowest_caller=None if rate is not None else round(fewest * callers / len(latencies), 3),
-        rss_mb=round(_resident(), 1),
+        rss_mb=round(resident_mb(), 1),
         rss_slope_mb_per_minute=round(_slope(rss), 3),
         rss=rss,
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DROP_COLUMNS",
+    "FIGURE_COLUMNS",
     "INT8_COLUMNS",
     "LOAD_COLUMNS",
     "PRIOR_COLUMNS",
@@ -74,6 +75,12 @@ LOAD_COLUMNS: Columns = {
     "slowest_caller": ("slowest caller's share of a fair one", ".2f"),
     "rss_mb": ("RSS (MiB)", ".0f"),
     "rss_slope_mb_per_minute": ("RSS slope (MiB/min)", "+.2f"),
+}
+FIGURE_COLUMNS: Columns = {
+    "figure": ("figure", ""),
+    "value": ("measured", ".3g"),
+    "unit": ("unit", ""),
+    "asked": ("asked", ""),
 }
 PRIOR_COLUMNS: Columns = {
     "prior": ("latent prior", ""),

@@ -12,9 +12,11 @@ from pathlib import Path
 from .errors import OutputError
 from .files import atomic_write, read_regular
 
-__all__ = ["cache_folder", "recall", "remember"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "recall", "remember"]
 
 logger = logging.getLogger(__name__)
+CACHE_VARIABLE = "RDSR_CACHE_DIR"
+"""Environment variable that names the folder."""
 _MAX_BYTES = 256 * 2**20
 """Of all that is kept; the entries used longest ago go first."""
 _DIGEST = hashlib.sha256().digest_size
@@ -24,7 +26,7 @@ _ABANDONED_SECONDS = 3600
 
 def cache_folder() -> Path:
     """RDSR_CACHE_DIR, else `rdsr` in the user's cache folder (XDG). Raises `RuntimeError` where there is no home folder."""
-    if own := os.environ.get("RDSR_CACHE_DIR"):
+    if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "rdsr"

@@ -71,11 +71,11 @@ class _Engine:
 
 
 _ENGINES: dict[Backend, _Engine] = {
-    "openvino": _Engine(base=90 * _MIB, weights=2.5, values=1.4),
-    "onnxruntime": _Engine(base=45 * _MIB, weights=3.5, values=1.6),
+    "openvino": _Engine(base=110 * _MIB, weights=2.5, values=1.4),
+    "onnxruntime": _Engine(base=45 * _MIB, weights=3.5, values=1.2),
 }
-"""Measured: `small` and `base` after loading OpenVINO 81 and 85 MiB, ONNX Runtime 43 and 57; for a pixel 0.7 to 1.2 and 1.3
-to 1.4 times the values that are counted."""
+"""Measured: `small` and `base` with a picture of 64×64 OpenVINO 89 and 102 MiB (and up to 20 for kernels of other sizes),
+ONNX Runtime 44 and 58; for a pixel 0.6 to 1.2 and 0.6 to 0.85 times the values that are counted."""
 
 
 def plan_picture(

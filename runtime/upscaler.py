@@ -119,7 +119,7 @@ class Upscaler:
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
-        self._float_choice: tuple[Backend, Precision] | None = None
+        self._float_backend: Backend | None = None
         self._asked_backend = backend
         self._tile_costs: defaultdict[tuple[Backend, Precision], TileCost] = defaultdict(TileCost)
         self._least_fits()
@@ -177,10 +177,9 @@ class Upscaler:
         """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
         if dtype == np.uint8 or self.effective.precision == "fp32":
             return self.effective.backend, self.effective.precision  # type: ignore[return-value]
-        if (known := self._float_choice) is None:
-            engine, _, _ = choose(self.bundle, self._asked_backend, "fp32")
-            known = self._float_choice = engine, "fp32"
-        return known
+        if self._float_backend is None:
+            self._float_backend = choose(self.bundle, self._asked_backend, "fp32")[0]
+        return self._float_backend, "fp32"
 
     @contextlib.contextmanager
     def _pipeline(self, choice: tuple[Backend, Precision], cancel: Cancel | None) -> Iterator[Pipeline]:
