@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 MODEL := rdsr-small
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format default-bundle wheel clean
+.PHONY: help demo test test-fast check-large lint format default-bundle wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,6 +37,9 @@ test: $(VENV)/.dev  ## the whole test suite
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
 
+check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
+	$(BIN)/python -m pytest -q tests/large
+
 # The checkout is the package `rdsr`, whatever its folder is called: mypy sees it through a link of that name.
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -56,4 +59,4 @@ wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo check-large *.egg-info

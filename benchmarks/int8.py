@@ -22,7 +22,7 @@ from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
 from .flops import convolution_gflops
 
-__all__ = ["Int8Row", "convolution_stack", "measure_int8"]
+__all__ = ["Int8Row", "checkpoint_of", "convolution_stack", "measure_int8"]
 
 Progress = Callable[[str], None]
 STACK_CHANNELS = 64
@@ -106,7 +106,7 @@ def measure_int8(
     threads = threads or cpu.available_threads()
     with tempfile.TemporaryDirectory() as scratch:
         progress("export")
-        checkpoint, weights, network = _checkpoint(model, Path(scratch))
+        checkpoint, weights, network = checkpoint_of(model, Path(scratch))
         output = Path(scratch) / "bundle"
         # The gate is about quality, of which random weights have none; what is timed is the same.
         options = ExportOptions(checkpoint=checkpoint, output=output, precisions=("fp32", "int8"), max_psnr_drop=1e3)
@@ -144,8 +144,8 @@ def measure_int8(
         return rows
 
 
-def _checkpoint(model: str, scratch: Path) -> tuple[Path, str, Any]:
-    """(file, "trained" or "random", network)."""
+def checkpoint_of(model: str, scratch: Path) -> tuple[Path, str, Any]:
+    """(file, "trained" or "random", network) of a checkpoint, a shipped model or a preset."""
     import torch
 
     from ..models.checkpoint import save_checkpoint
