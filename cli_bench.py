@@ -189,7 +189,7 @@ def runtime(
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Callers; may be repeated.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each load, five rounds.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each load, twenty rounds.")] = 1.0,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -216,7 +216,7 @@ def runtime(
         sizes = bench.measure_new_sizes(subject, new_sizes, progress)
         figures += sizes.figures()
         figures += bench.measure_memory(subject, side or (64, 256, 1024), memory_limit or "256MiB", progress)
-        figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 5, progress)
+        figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 20, progress)
     rows = [dataclasses.asdict(figure) for figure in figures]
     report = {
         "cpu": cpu.cpu_name(),

@@ -12,24 +12,31 @@ import pytest
 from rdsr.benchmarks.engine_room import Subject, measure_memory
 from rdsr.benchmarks.int8 import checkpoint_of
 from rdsr.benchmarks.load import measure_load, plot_load
+from rdsr.benchmarks.process import resident_mb
 from rdsr.benchmarks.reports import FIGURE_COLUMNS, LOAD_COLUMNS, write_table
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.runtime import Upscaler
 
 REPORTS = Path("check-large")
 SECONDS = float(os.environ.get("RDSR_SOAK_SECONDS", "600"))
+CALLERS = 4
+LIMIT_MB = 256
 SIZES = [(int(a), int(b)) for a, b in np.random.default_rng(0).integers(32, 257, (64, 2))]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_memory_stays_flat_over_ten_minutes_of_mixed_sizes(backend: str) -> None:
-    upscaler = Upscaler.load(backend=backend, precision="int8")
-    rows = measure_load(upscaler, sizes=SIZES, concurrency=[4], rate=None, seconds=SECONDS)
+    before = resident_mb()
+    upscaler = Upscaler.load(backend=backend, precision="int8", memory_limit=f"{LIMIT_MB}MiB")
+    rows = measure_load(upscaler, sizes=SIZES, concurrency=[CALLERS], rate=None, seconds=SECONDS)
     shown = [dataclasses.asdict(row) for row in rows]
     write_table(REPORTS, f"soak-{backend}", {"sizes": SIZES, "rows": shown}, LOAD_COLUMNS, shown)
     plot_load(rows, REPORTS / f"soak-{backend}.png")
     assert rows[0].failed == 0
     assert rows[0].rss_slope_mb_per_minute < 1.0
+    largest = max(height * width for height, width in SIZES) * 3 * 17 / 2**20  # in and out
+    pictures = sum(height * width for height, width in SIZES) * 3 / 2**20
+    assert max(resident for _, resident in rows[0].rss) - before < LIMIT_MB + CALLERS * largest + pictures
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
