@@ -211,11 +211,15 @@ def runtime(
         import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
     effective = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads).effective
     subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
+    sides = side or (64, 256, 1024)
+    limited = subject.load(memory_limit)
+    for length in sides:
+        limited.plan(length, length)  # what does not fit is refused now
     with steps_shown("runtime") as progress:
         figures = bench.measure_start(subject, progress)
         sizes = bench.measure_new_sizes(subject, new_sizes, progress)
         figures += sizes.figures()
-        figures += bench.measure_memory(subject, side or (64, 256, 1024), memory_limit or "256MiB", progress)
+        figures += bench.measure_memory(subject, sides, memory_limit or "256MiB", progress)
         figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 20, progress)
     rows = [dataclasses.asdict(figure) for figure in figures]
     report = {

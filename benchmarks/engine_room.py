@@ -103,13 +103,16 @@ def _child(function: str, *arguments: Any, **environment: str) -> Any:
         "print(json.dumps(getattr(engine_room, job['function'])(*job['arguments'])))"
     )
     job = {"path": [path for path in sys.path if path], "function": function, "arguments": arguments}
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(job)], capture_output=True, text=True, env=os.environ | environment
-    )
+    return json.loads(_output([sys.executable, "-c", script, json.dumps(job)], environment))
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The last line that it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise BenchmarkError(f"a measuring process failed: {said[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 def measure_start(subject: Subject, progress: Progress = lambda step: None) -> list[Figure]:
@@ -138,10 +141,7 @@ def measure_start(subject: Subject, progress: Progress = lambda step: None) -> l
 def _import_seconds(module: str) -> float:
     script = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path}
-    )
-    return float(done.stdout)
+    return float(_output([sys.executable, "-c", script], {"PYTHONPATH": path}))
 
 
 def first_picture(facts: Mapping[str, Any]) -> float:
@@ -166,8 +166,9 @@ def new_sizes(facts: Mapping[str, Any], count: int) -> tuple[Any, ...]:
     """As `measure_new_sizes`, in a process of its own."""
     noise = np.random.default_rng(0)
     upscaler = Subject(**facts).load()
-    sizes = noise.integers(_SMALLEST, _LARGEST, (count, 2), endpoint=True).tolist()
-    source = noise.integers(0, 256, (_LARGEST, _LARGEST, 3), dtype=np.uint8)
+    drawn = map(tuple, noise.integers(_SMALLEST, _LARGEST, (2 * count, 2), endpoint=True).tolist())
+    sizes = list(dict.fromkeys(drawn))[:count]
+    source = noise.integers(0, 256, (_LARGEST + 1, _LARGEST, 3), dtype=np.uint8)
 
     def call(height: int, width: int) -> float:
         picture = np.ascontiguousarray(source[:height, :width])

@@ -12,13 +12,15 @@ from pathlib import Path
 from .errors import OutputError
 from .files import atomic_write, read_regular
 
-__all__ = ["CACHE_VARIABLE", "cache_folder", "recall", "remember"]
+__all__ = ["CACHE_VARIABLE", "COMPILED", "cache_folder", "recall", "remember"]
 
 logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "RDSR_CACHE_DIR"
 """Environment variable that names the folder."""
+COMPILED = "rdsr-compiled"
+"""Folder inside it for what is large and soon made anew; nothing but ours is there, and it is kept small."""
 _MAX_BYTES = 256 * 2**20
-"""Of all that is kept; the entries used longest ago go first."""
+"""Of what is compiled; the entries used longest ago go first."""
 _DIGEST = hashlib.sha256().digest_size
 _ABANDONED_SECONDS = 3600
 """Age at which a temporary file is nobody's any more."""
@@ -49,13 +51,14 @@ def recall(name: str) -> bytes | None:
 
 
 def remember(name: str, content: bytes) -> None:
-    """Keep it for later processes, if the disk lets us, and delete what was used longest ago where it gets too much."""
+    """Keep it for later processes, if the disk lets us; what is compiled (`COMPILED/NAME`) makes room for itself."""
     if len(content) + _DIGEST > _MAX_BYTES:
         return
     try:
-        folder = cache_folder()
-        atomic_write(folder / name, hashlib.sha256(content).digest() + content)
-        _prune(folder, _MAX_BYTES)
+        path = cache_folder() / name
+        atomic_write(path, hashlib.sha256(content).digest() + content)
+        if path.parent.name == COMPILED:
+            _prune(path.parent, _MAX_BYTES)
     except (OSError, OutputError, RuntimeError) as error:
         logger.debug("%s is not kept in the cache: %s", name, error)
 

@@ -48,7 +48,7 @@ def choose(bundle: Bundle, backend: str, precision: str, threads: int | None = N
         reasons.append(f"{engine}: asked for")
     else:
         reasons.append(
-            f"{engine}: " + ("serves any size without a stall" if engine == "onnxruntime" else "proven") + f" at {chosen}"
+            f"{engine}: " + ("new sizes stall it least" if engine == "onnxruntime" else "proven") + f" at {chosen}"
         )
     if not manifest.proven(chosen, engine):
         have = ", ".join(manifest.precisions) or "none"
@@ -57,7 +57,7 @@ def choose(bundle: Bundle, backend: str, precision: str, threads: int | None = N
 
 
 def _engine(manifest: Manifest, backend: str, precision: Precision) -> Backend:
-    """The engine asked for, or the fastest one that is proven at this precision."""
+    """The engine asked for, or the first of `_ORDER` that is proven at this precision."""
     if backend != "auto":
         return backend  # type: ignore[return-value]
     order = _ORDER[precision]
@@ -74,6 +74,7 @@ def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, s
     drop = manifest.psnr_drop("int8", int8)
     native = cpu.has_vnni(capped=int8 == "openvino")
     limit = "" if cpu.isa_cap() is None else f" (ONEDNN_MAX_CPU_ISA={cpu.isa_cap()})"
+    vnni_limit = limit if int8 == "openvino" else ""  # ONNX Runtime knows no such limit
     if not manifest.proven("int8", int8):
         no_int8 = "the bundle has no proven int8 variant" + ("" if backend == "auto" else f" for {backend}")
     elif not drop <= MAX_INT8_DROP_DB:
@@ -91,7 +92,7 @@ def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, s
     else:
         return (
             "bf16",
-            f"the CPU multiplies it natively, the bundle's proof passed, and {no_int8 or f'there is no VNNI{limit}'}",
+            f"the CPU multiplies it natively, the bundle's proof passed, and {no_int8 or f'there is no VNNI{vnni_limit}'}",
         )
     if not manifest.proven("fp32", fp32):
         alone = "the bundle has no other proven variant" + ("" if backend == "auto" else f" for {backend}")
@@ -99,7 +100,7 @@ def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, s
     if no_int8:
         return "fp32", f"{no_int8}, and {no_bf16}"
     try:
-        return _faster(int8_against_float(bundle, int8, fp32, threads), limit)
+        return _faster(int8_against_float(bundle, int8, fp32, threads), vnni_limit)
     except EngineError as error:
         return "fp32", f"int8 cannot be timed here ({error})"
 

@@ -8,7 +8,17 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap", "numa_nodes"]
+__all__ = [
+    "available_threads",
+    "cpu_flags",
+    "cpu_name",
+    "has_bf16",
+    "has_vnni",
+    "instruction_set",
+    "isa_cap",
+    "numa_nodes",
+    "process_threads",
+]
 
 
 def _read_quota(folder: Path) -> float | None:
@@ -54,7 +64,10 @@ def _allowed() -> set[int]:
 
 
 def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> list[list[int]]:
-    """CPUs of each NUMA node that the affinity mask allows, the node with most of them first; one node if there are none."""
+    """CPUs of each NUMA node that the affinity mask allows; one node if nothing is known of them.
+
+    The largest comes first; among equals it is another one in the next process, so that several processes use them all.
+    """
     allowed, nodes = _allowed(), []
     for file in sorted(root.glob("node[0-9]*/cpulist")):
         try:
@@ -63,12 +76,22 @@ def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> list[list[int]]
             continue
         if node:
             nodes.append(sorted(node))
-    return sorted(nodes, key=len, reverse=True) or [sorted(allowed)]
+    if not nodes:
+        return [sorted(allowed)]
+    nodes.sort(key=len, reverse=True)
+    equals = sum(len(node) == len(nodes[0]) for node in nodes)
+    turn = os.getpid() % equals
+    return [*nodes[turn:equals], *nodes[:turn], *nodes[equals:]]
 
 
 def available_threads() -> int:
-    """Threads that fit one NUMA node's part of the affinity mask and the cgroup quota, at least 1."""
-    cores = len(numa_nodes()[0])
+    """Threads for one engine: what fits one NUMA node's part of the affinity mask and the cgroup quota, at least 1."""
+    return min(process_threads(), len(numa_nodes()[0]))
+
+
+def process_threads() -> int:
+    """Threads that fit the affinity mask and the cgroup quota, at least 1."""
+    cores = len(_allowed())
     quota = _quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 

@@ -28,7 +28,7 @@ _SIDE = 96
 _ROUNDS = 5
 _CHILD_SECONDS = 60
 _LOCK = threading.Lock()
-_KNOWN: dict[str, Timing | EngineError] = {}
+_KNOWN: dict[str, Timing | str] = {}
 """Of this process: one answer, or the reason why there is none, for its whole life, whatever happens to the disk."""
 
 
@@ -58,10 +58,10 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend, threads: in
             try:
                 _KNOWN[key] = _remembered(key) or _measure(bundle, int8, fp32, threads, key)
             except EngineError as error:
-                _KNOWN[key] = error
+                _KNOWN[key] = str(error)
         known = _KNOWN[key]
-    if isinstance(known, EngineError):
-        raise EngineError(str(known))
+    if isinstance(known, str):
+        raise EngineError(known)
     return known
 
 

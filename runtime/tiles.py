@@ -113,12 +113,13 @@ def cells(length: int, size: int, halo: int) -> list[Span]:
 class TileCost:
     """What a tile costs beside its pixels, counted in pixels: learned from the tiles that ran on this machine.
 
-    A line through (pixels, seconds), every tile weighted by its relative error, older ones less; the answer moves in powers
-    of two, so that plans do not change with every tile. Safe to use from many threads.
+    A line through (pixels, seconds), weighted by 1/pixels² (small tiles count as much as large ones), older tiles less; the
+    answer moves in powers of two, so that plans do not change with every tile, and stays while all tiles have one size. Safe
+    to use from many threads.
     """
 
     usual = 400
-    """Before it has seen tiles of several sizes: 0.2 ms of calls and copies where a pixel takes 0.5 µs."""
+    """Until it has seen tiles of several sizes: 0.2 ms of calls and copies where a pixel takes 0.5 µs."""
     _FADE = 0.98
     _LEAST_SPREAD = 0.1
     _RANGE = (100, 6400)
@@ -127,6 +128,7 @@ class TileCost:
         self._lock = threading.Lock()
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
         self._seen = 0
+        self._answer = self.usual
 
     def record(self, pixels: int, seconds: float) -> None:
         """A tile that read so many pixels took so long."""
@@ -144,14 +146,15 @@ class TileCost:
             seen = self._seen
         determinant = one * xx - x * x
         if seen < 8 or determinant < self._LEAST_SPREAD * one * xx:
-            return self.usual
+            return self._answer
         per_tile, per_pixel = (xx * y - x * xy) / determinant, (one * xy - x * y) / determinant
         if per_pixel <= 0:
-            return self.usual
+            return self._answer
         low, high = self._RANGE
         value = low
         while value < high and value * 1.5 < per_tile / per_pixel:
             value *= 2
+        self._answer = value
         return value
 
 

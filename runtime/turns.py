@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
 from . import cpu
+from .errors import OptionError
 
 __all__ = ["Shifts", "Stop", "Turns", "process_turns"]
 
@@ -85,10 +86,19 @@ class Shifts:
         self._left = threading.Condition()
         self._kind: Hashable = None
         self._inside = 0
+        self._here = threading.local()
 
     @contextlib.contextmanager
     def hold(self, kind: Hashable, change: Callable[[], None], stop: Stop | None = None) -> Iterator[None]:
-        """Be inside with others of this kind; `change` is called, with nobody inside, where the last kind was another."""
+        """Be inside with others of this kind; `change` is called, with nobody inside, where the last kind was another.
+
+        A thread that is inside already stays so; with another kind it would wait for itself, which raises `OptionError`.
+        """
+        if (here := getattr(self._here, "kind", None)) is not None:
+            if here != kind:
+                raise OptionError("under a memory limit, a progress callback cannot upscale a picture of another kind")
+            yield
+            return
         with self._door.hold(stop=stop), self._left:
             while self._inside and self._kind != kind:
                 self._left.wait(None if stop is None else _POLL_SECONDS)
@@ -98,9 +108,11 @@ class Shifts:
                 change()
                 self._kind = kind
             self._inside += 1
+        self._here.kind = kind
         try:
             yield
         finally:
+            self._here.kind = None
             with self._left:
                 self._inside -= 1
                 self._left.notify_all()
@@ -114,7 +126,7 @@ def process_turns() -> Turns:
     """The permits of this process, one for each thread that it may use; a forked child has its own."""
     with _PROCESS_LOCK:
         if not _PROCESS:
-            _PROCESS.append(Turns(cpu.available_threads()))
+            _PROCESS.append(Turns(cpu.process_threads()))
         return _PROCESS[0]
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -121,7 +121,6 @@ class Upscaler:
         self._seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
-        self._tile_costs: defaultdict[tuple[Backend, Precision], TileCost] = defaultdict(TileCost)
         self._least_fits()
         self._reset()
         _ALIVE.add(self)
@@ -138,6 +137,7 @@ class Upscaler:
         self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
         self._turns = Turns(1)
         self._shifts = Shifts()
+        self._tile_costs: dict[tuple[Backend, Precision], TileCost] = {}
         self._workers_lock = threading.Lock()  # not the other one, which is held while an engine loads
         self._workers: ThreadPoolExecutor | None = None
 
@@ -171,7 +171,13 @@ class Upscaler:
         )
 
     def _needs(self, choice: tuple[Backend, Precision]) -> Needs:
-        return needs_of(self.bundle.manifest, *choice)
+        needs = needs_of(self.bundle.manifest, *choice)
+        if self.memory_limit is not None or choice == (usual := self._choice(np.uint8)):
+            return needs
+        return dataclasses.replace(needs, fixed=needs.fixed + needs_of(self.bundle.manifest, *usual).fixed)  # both stay
+
+    def _tile_cost(self, choice: tuple[Backend, Precision]) -> TileCost:
+        return self._tile_costs.setdefault(choice, TileCost())
 
     def _choice(self, dtype: Any) -> tuple[Backend, Precision]:
         """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
@@ -203,7 +209,7 @@ class Upscaler:
                     threads=self.effective.threads,
                     seed=self._seed,
                     turns=self._turns,
-                    tile_cost=self._tile_costs[backend, precision],
+                    tile_cost=self._tile_cost((backend, precision)),
                     cached=True,
                 )
             return self._pipelines[backend, precision]
@@ -218,7 +224,7 @@ class Upscaler:
             if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
                 raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
         choice = self._choice(np.dtype(dtype))
-        cost = self._tile_costs[choice].pixels
+        cost = self._tile_cost(choice).pixels
         return plan_picture(
             self.bundle.manifest, self._needs(choice), int(height), int(width), self.memory_limit, tile_cost=cost
         )
@@ -233,11 +239,13 @@ class Upscaler:
         scale = self.bundle.manifest.scale
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         target, target_alpha = split_alpha(upscaled)
-        with self._pipeline(self._choice(picture.dtype), cancel) as pipeline:
+        backend, precision = self._choice(picture.dtype)
+        with self._pipeline((backend, precision), cancel) as pipeline:
             pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
+            del pipeline  # nothing holds on to it when another is to be loaded in its place
         if alpha is not None and target_alpha is not None:
             upscale_alpha(alpha, scale, target_alpha)
-        return Result(upscaled, pipeline.backend, pipeline.precision, (time.perf_counter() - started) * 1e3)
+        return Result(upscaled, backend, precision, (time.perf_counter() - started) * 1e3)
 
     def __call__(
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None

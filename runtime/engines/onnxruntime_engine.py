@@ -19,12 +19,20 @@ __all__ = ["OnnxRuntimeSession", "thread_places"]
 def thread_places(threads: int) -> str:
     """Where ONNX Runtime's threads beside the caller's may run, as its option wants it: the CPUs of one NUMA node.
 
-    Empty where there is one node alone, or where more threads were asked for than a node has.
+    Empty where there is one node alone, where more threads were asked for than a node has, or where the text gets too long.
     """
     nodes = cpu.numa_nodes()
     if len(nodes) < 2 or threads < 2 or threads > len(nodes[0]):
         return ""
-    return ";".join([",".join(str(processor + 1) for processor in nodes[0])] * (threads - 1))  # it counts from 1
+    first, last = nodes[0][0] + 1, nodes[0][-1] + 1  # it counts from 1
+    together = last - first + 1 == len(nodes[0])
+    place = f"{first}-{last}" if together else ",".join(str(processor + 1) for processor in nodes[0])
+    places = ";".join([place] * (threads - 1))
+    return places if len(places) <= _LONGEST_OPTION else ""
+
+
+_LONGEST_OPTION = 1000
+"""Characters; ONNX Runtime refuses options that are longer than a few thousand."""
 
 
 class OnnxRuntimeSession:

@@ -16,7 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from .. import cpu
-from ..cache import recall, remember
+from ..cache import COMPILED, recall, remember
 from ..errors import EngineError
 
 __all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
@@ -126,7 +126,7 @@ def _compiled_or_cached(graph: bytes, config: dict[str, Any]) -> ov.CompiledMode
     is never pruned, fails with a full disk, and reads what is damaged."""
     facts = [hashlib.sha256(graph).hexdigest(), ov.get_version(), config, cpu.cpu_name(), sorted(cpu.cpu_flags())]
     key = hashlib.sha256(json.dumps([*facts, cpu.isa_cap()]).encode()).hexdigest()[:32]
-    name = f"openvino-{key}.blob"
+    name = f"{COMPILED}/openvino-{key}.blob"
     if (blob := recall(name)) is not None:
         try:
             return shared_core().import_model(blob, "CPU", config)

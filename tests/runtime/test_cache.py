@@ -11,7 +11,7 @@ import pytest
 
 from rdsr.runtime import Upscaler, cache
 from rdsr.runtime.bundle import Bundle
-from rdsr.runtime.cache import cache_folder, recall, remember
+from rdsr.runtime.cache import COMPILED, cache_folder, recall, remember
 from rdsr.runtime.engines import load_session, openvino_engine
 
 SOURCE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -47,17 +47,23 @@ def test_what_is_damaged_counts_as_absent(folder: Path, damage: bytes) -> None:
 
 def test_what_was_used_longest_ago_goes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_MAX_BYTES", 4000)
+    folder.mkdir()
+    (folder / "not ours").write_bytes(bytes(10_000))
+    remember("answer", b"an answer that must not be lost")
+    ours = folder / COMPILED
     for age, name in ((50, "a"), (40, "b"), (30, "c")):
-        remember(name, bytes(1000))
-        os.utime(folder / name, (time.time() - age,) * 2)
-    (folder / ".x.tmp").touch()
-    os.utime(folder / ".x.tmp", (time.time() - 7200,) * 2)
-    (folder / ".y.tmp").touch()
-    assert recall("a") is not None, "and is now the one used last"
-    remember("d", bytes(1000))
-    assert sorted(entry.name for entry in folder.iterdir()) == [".y.tmp", "a", "c", "d"]
-    remember("e", bytes(5000))
-    assert not (folder / "e").exists()
+        remember(f"{COMPILED}/{name}", bytes(1000))
+        os.utime(ours / name, (time.time() - age,) * 2)
+    (ours / ".x.tmp").touch()
+    os.utime(ours / ".x.tmp", (time.time() - 7200,) * 2)
+    (ours / ".y.tmp").touch()
+    assert recall(f"{COMPILED}/a") is not None, "and is now the one used last"
+    remember(f"{COMPILED}/d", bytes(1000))
+    assert sorted(entry.name for entry in ours.iterdir()) == [".y.tmp", "a", "c", "d"]
+    remember(f"{COMPILED}/e", bytes(5000))
+    assert not (ours / "e").exists()
+    assert (folder / "not ours").stat().st_size == 10_000
+    assert recall("answer") is not None
 
 
 def result(bundle: Path, precision: str) -> bytes:
@@ -69,27 +75,28 @@ def test_compiled_forms_come_back_and_change_no_byte(
     exported: Path, folder: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = result(exported, precision)
-    files = sorted(folder.glob("openvino-*.blob"))
+    files = sorted(folder.glob(f"{COMPILED}/*"))
     assert len(files) == 3
     times = [file.stat().st_mtime_ns for file in files]
     monkeypatch.setattr(openvino_engine, "_compiled", lambda *args: pytest.fail("compiled again"))
     assert result(exported, precision) == fresh
-    assert sorted(folder.glob("*")) == files
+    assert sorted(folder.glob(f"{COMPILED}/*")) == files
     assert [file.stat().st_mtime_ns for file in files] != times, "used just now"
 
 
 def test_what_the_engine_does_not_like_is_made_anew(exported: Path, folder: Path) -> None:
     fresh = result(exported, "fp32")
-    for file in folder.iterdir():
-        remember(file.name, b"whole, but no compiled form")
+    names = [f"{COMPILED}/{file.name}" for file in (folder / COMPILED).iterdir()]
+    for name in names:
+        remember(name, b"whole, but no compiled form")
     assert result(exported, "fp32") == fresh
-    assert all(len(recall(file.name) or b"") > 1000 for file in folder.iterdir())
+    assert all(len(recall(name) or b"") > 1000 for name in names)
 
 
 @pytest.mark.parametrize("fault", ["damaged", "a file", "full"])
 def test_a_broken_cache_costs_time_alone(exported: Path, folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = result(exported, "fp32")
-    files = list(folder.iterdir())
+    files = list((folder / COMPILED).iterdir())
     if fault == "damaged":
         for file in files:
             file.write_bytes(file.read_bytes()[:-1] + b"?")
@@ -97,13 +104,13 @@ def test_a_broken_cache_costs_time_alone(exported: Path, folder: Path, fault: st
         for file in files:
             file.unlink()
     if fault == "a file":
-        folder.rmdir()
-        folder.touch()
+        (folder / COMPILED).rmdir()
+        (folder / COMPILED).touch()
     if fault == "full":
         monkeypatch.setattr("rdsr.runtime.files.os.replace", full_disk)
     assert result(exported, "fp32") == fresh
     if fault == "full":
-        assert not list(folder.iterdir()), "nothing half-written remains"
+        assert not list((folder / COMPILED).iterdir()), "nothing half-written remains"
 
 
 def full_disk(*paths: object) -> None:
@@ -117,11 +124,17 @@ def test_a_read_only_cache_costs_time_alone(exported: Path, folder: Path, monkey
     assert result(exported, "fp32") == fresh
 
 
-def test_the_kernels_that_a_graph_keeps_are_bounded(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("imported", [False, True])
+def test_the_kernels_that_a_graph_keeps_are_bounded(
+    exported: Path, folder: Path, imported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Meeting many sizes must not make a process grow for ever."""
     monkeypatch.setattr(openvino_engine, "_KEPT_KERNELS", 40)
     bundle = Bundle(exported)
-    session = load_session(bundle.graph("decoder"), backend="openvino", precision="fp32", threads=1)
+    options = {"backend": "openvino", "precision": "fp32", "threads": 1, "cached": imported}
+    session = load_session(bundle.graph("decoder"), **options)
+    if imported:
+        session = load_session(bundle.graph("decoder"), **options)
     z = np.zeros((1, bundle.manifest.latent_size), np.float32)
 
     def grown(widths: range) -> float:

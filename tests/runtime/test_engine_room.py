@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,6 +139,9 @@ def test_the_cost_of_a_tile_is_learned_from_the_tiles_that_ran() -> None:
     for pixels in noise.integers(1_000, 100_000, 200).tolist():
         cost.record(pixels, (0.006 + 2e-6 * pixels) * noise.uniform(0.9, 1.1))
     assert cost.pixels == 3200, "6 ms at 2 µs a pixel, to the next power of two"
+    for _ in range(400):
+        cost.record(10_000, 0.026)
+    assert cost.pixels == 3200, "one size says nothing new"
     for pixels in noise.integers(1_000, 100_000, 400).tolist():
         cost.record(pixels, 2e-6 * pixels)
     assert cost.pixels == 100, "what was long ago is forgotten"
@@ -154,8 +157,8 @@ def test_what_was_learned_changes_no_byte(exported: Path) -> None:
     source = picture(90, 110)
     first = upscaler(source).tobytes()
     for pixels in (100, 1000, 10_000) * 10:
-        upscaler._tile_costs["onnxruntime", "fp32"].record(pixels, 1 + 1e-5 * pixels)
-    assert upscaler._tile_costs["onnxruntime", "fp32"].pixels == 6400
+        upscaler._tile_cost(("onnxruntime", "fp32")).record(pixels, 1 + 1e-5 * pixels)
+    assert upscaler._tile_cost(("onnxruntime", "fp32")).pixels == 6400
     assert upscaler(source).tobytes() == first
 
 
@@ -246,8 +249,13 @@ def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
 def test_under_a_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
     upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
     sources = [picture(20, 20), picture(20, 20, (3,), "uint16")]
-    alone = [upscaler(source).tobytes() for source in sources]
-    assert len(upscaler._pipelines) == 1
+    sources.append(picture(20, 20, (4,)))
+    alone, loaded = [], []
+    for source in sources:
+        alone.append(upscaler(source).tobytes())
+        loaded.extend(map(weakref.ref, upscaler._pipelines.values()))
+        gc.collect()
+        assert sum(one() is not None for one in {id(one()): one for one in loaded}.values()) == 1
     with ThreadPoolExecutor(6) as pool:
         results = [larger.tobytes() for larger in pool.map(upscaler, sources * 6)]
     assert results == alone * 6
@@ -275,7 +283,39 @@ def test_shifts_let_one_kind_in_at_a_time_and_starve_none() -> None:
         list(pool.map(work, "aaabbbab" * 10))
     assert len(order) == 80
     assert changes[0] == "a"
-    assert all(one != two for one, two in itertools.pairwise(changes))
+
+
+def test_a_callback_may_call_again_but_not_wait_for_itself(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
+    small, deep, results = picture(9, 9), picture(9, 9, (3,), "uint16"), []
+    upscaler(small, progress=lambda done, tiles: results.append(upscaler(small)))
+    assert len(results) == 1
+    with pytest.raises(OptionError, match="progress callback"):
+        upscaler(small, progress=lambda done, tiles: upscaler(deep))
+    assert upscaler(deep).dtype == np.uint16
+
+
+def test_whoever_waits_for_a_shift_can_be_cancelled() -> None:
+    shifts, token, ended = Shifts(), Cancel(), []
+
+    def work() -> None:
+        try:
+            with shifts.hold("b", lambda: None, token):
+                ended.append("ran")
+        except CancelledError:
+            ended.append("cancelled")
+
+    with shifts.hold("a", lambda: None):
+        threads = [threading.Thread(target=work) for _ in range(2)]  # one inside the door, one before it
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        token.set()
+        for thread in threads:
+            thread.join(timeout=5)
+        assert ended == ["cancelled"] * 2
+    with shifts.hold("c", lambda: ended.append("changed")):
+        assert ended[-1] == "changed"
 
 
 def test_a_call_that_waits_can_be_cancelled() -> None:

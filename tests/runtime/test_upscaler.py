@@ -128,7 +128,7 @@ def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cpu, "has_bf16", lambda: False)
     effective = Upscaler.load(exported, precision="fp32").effective
     assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
-    assert effective.reason == "fp32: asked for; onnxruntime: serves any size without a stall at fp32"
+    assert effective.reason == "fp32: asked for; onnxruntime: new sizes stall it least at fp32"
     with pytest.raises(OptionError, match="no bf16 arithmetic"):
         Upscaler.load(exported, precision="bf16")
     assert effective.threads == cpu.available_threads()
@@ -222,6 +222,7 @@ def test_threads_follow_the_quota(tmp_path: Path) -> None:
 def test_available_threads(monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, wanted: int) -> None:
     monkeypatch.setattr(cpu, "_quota", lambda: quota)
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [list(range(cores))])
+    monkeypatch.setattr(cpu, "_allowed", lambda: set(range(cores)))
     assert cpu.available_threads() == wanted
 
 
@@ -235,11 +236,40 @@ def test_several_sockets_mean_one_of_them(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [[4, 5, 6, 7], [0, 1, 2]])
     monkeypatch.setattr(cpu, "_quota", lambda: None)
     assert cpu.available_threads() == 4
-    assert thread_places(3) == "5,6,7,8;5,6,7,8", "ONNX Runtime counts CPUs from 1, and the caller is the third thread"
+    assert cpu.process_threads() == 7, "several instances of a process may use them all"
+    assert thread_places(3) == "5-8;5-8", "ONNX Runtime counts CPUs from 1, and the caller is the third thread"
     assert thread_places(1) == ""
     assert thread_places(7) == "", "whoever asks for more than a node has may have them all"
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [[0, 1, 8, 9], [4, 5]])
+    assert thread_places(2) == "1,2,9,10"
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [list(range(0, 256, 2)), [1]])
+    assert thread_places(128) == "", "ONNX Runtime refuses options that are too long"
     monkeypatch.setattr(cpu, "numa_nodes", lambda: [[0, 1]])
     assert thread_places(2) == ""
+
+
+def test_processes_spread_over_equal_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(9)), raising=False)
+    for node, listed in enumerate(("0-3", "4-7", "8")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(listed)
+    firsts = []
+    for pid in range(4):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        nodes = cpu.numa_nodes(tmp_path)
+        assert sorted(nodes) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+        firsts.append(nodes[0][0])
+    assert firsts == [0, 4, 0, 4]
+
+
+@pytest.mark.skipif(len(cpu._allowed()) < 2, reason="needs two CPUs")
+def test_onnxruntime_takes_places_for_its_threads(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.zeros((9, 8, 3), np.uint8)
+    free = Upscaler.load(exported, backend="onnxruntime", threads=2)(picture)
+    processors = sorted(cpu._allowed())
+    monkeypatch.setattr(cpu, "numa_nodes", lambda: [processors, [999]])
+    assert thread_places(2)
+    assert np.array_equal(Upscaler.load(exported, backend="onnxruntime", threads=2)(picture), free)
 
 
 def test_signals_are_survived_after_the_last_upscaler_is_gone(exported: Path) -> None:
