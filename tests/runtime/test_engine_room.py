@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rdsr.benchmarks.process import resident_mb
 from rdsr.runtime import (
     Bundle,
     Cancel,
@@ -452,6 +453,27 @@ def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
     future = upscaler.submit(picture(100, 100), cancel=cancel)
     with pytest.raises(CancelledError):
         future.result()
+
+
+def test_a_cancelled_call_frees_its_memory(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: 200**2)
+    upscaler = Upscaler.load(exported, precision="fp32", threads=2)
+    source = picture(1000, 1000)
+    upscaler(source[:, :200])  # the engine has its memory for a tile
+    before, during = resident_mb(), 0.0
+    cancel = Cancel()
+
+    def progress(done: int, tiles: int) -> None:
+        nonlocal during
+        if done == tiles - 1:
+            during = resident_mb()
+            cancel.set()
+
+    with pytest.raises(CancelledError):
+        upscaler(source, cancel=cancel, progress=progress)
+    gc.collect()
+    assert during - before > 30, "most of the 46 MiB of the result were there"
+    assert resident_mb() - before < 15
 
 
 @pytest.mark.usefixtures("small_tiles")
