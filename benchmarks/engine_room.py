@@ -96,14 +96,17 @@ class NewSizes:
 
 
 def _child(function: str, *arguments: Any, **environment: str) -> Any:
-    """Run a function of this module in a new process; its result comes back as JSON."""
+    """Run a function of this module in a new process, with a model cache of its own unless it is given one; its result comes
+    back as JSON."""
     script = (
         "import json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
         "from rdsr.benchmarks import engine_room; "
         "print(json.dumps(getattr(engine_room, job['function'])(*job['arguments'])))"
     )
     job = {"path": [path for path in sys.path if path], "function": function, "arguments": arguments}
-    return json.loads(_output([sys.executable, "-c", script, json.dumps(job)], environment))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", script, json.dumps(job)]
+        return json.loads(_output(command, {CACHE_VARIABLE: folder, **environment}))
 
 
 def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
