@@ -33,7 +33,7 @@ def test_a_known_time_and_throughput_are_found() -> None:
     assert alone.p50_ms <= alone.p90_ms <= alone.p99_ms <= alone.max_ms
     assert 3 < alone.throughput <= 50
     assert alone.megapixels == pytest.approx(alone.throughput * 16 * 20 / 1e6, abs=1e-3)
-    assert 35 <= three.p50_ms < 900, "three callers of one server wait for each other"
+    assert 35 <= three.p99_ms < 2000, "three callers of one server wait for each other, though not in turns"
     assert 3 < three.throughput <= 50, "one at a time, however many ask"
     assert three.callers == 3
     assert 0 <= three.slowest_caller <= 1

@@ -124,7 +124,8 @@ def test_tiled_equals_untiled_byte_for_byte(
         cut = plan_tiles(height, width, halo=RADIUS, most_pixels=most)
         if cut is None:
             return
-        assert engine.plan(height, width).grid == cut[1]
+        plan = engine.plan(height, width, dtype)  # not always `cut`: it depends on what tiles were seen to cost
+        assert (plan.tiles > 1) == (cut[1] != (1, 1))
         tiled = engine(source)
     assert (tiled.dtype, tiled.shape) == (whole.dtype, whole.shape)
     assert tiled.tobytes() == whole.tobytes()
@@ -448,7 +449,8 @@ def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
     with pytest.raises(CancelledError):
         upscaler(picture(100, 100), cancel=cancel, progress=progress)
     assert [done for done, _ in seen] == [1, 2, 3]
-    assert {total for _, total in seen} == {upscaler.plan(100, 100).tiles}
+    assert len({total for _, total in seen}) == 1
+    assert seen[0][1] > 3
     assert upscaler(picture(5, 5)).shape == (20, 20, 3)
     future = upscaler.submit(picture(100, 100), cancel=cancel)
     with pytest.raises(CancelledError):
