@@ -209,10 +209,10 @@ def runtime(
 
     if output is not None:
         import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
-    effective = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads).effective
-    subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
     sides = side or (64, 256, 1024)
-    limited = subject.load(memory_limit)
+    limited = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
+    effective = limited.effective
+    subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
     for length in sides:
         limited.plan(length, length)  # what does not fit is refused now
     with steps_shown("runtime") as progress:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,11 +15,21 @@ from typing import Any
 import numpy as np
 
 from ..runtime.cache import CACHE_VARIABLE
+from ..runtime.processes import call_apart, last_line
 from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
 from .process import peak_mb, resident_mb
 
-__all__ = ["Figure", "NewSizes", "Subject", "measure_callers", "measure_memory", "measure_new_sizes", "measure_start"]
+__all__ = [
+    "Figure",
+    "NewSizes",
+    "Subject",
+    "measure_callers",
+    "measure_memory",
+    "measure_new_sizes",
+    "measure_start",
+    "plot_new_sizes",
+]
 
 Progress = Callable[[str], None]
 _STARTS = 5
@@ -64,7 +72,7 @@ class NewSizes:
     sizes: tuple[tuple[int, int], ...]
     first_ms: tuple[float, ...]
     steady_ms: tuple[tuple[float, ...], ...]
-    """Later calls of the same size."""
+    """Later calls of the same size, at least two."""
 
     def line(self) -> tuple[float, float]:
         """(a, b) of the steady time a + b·pixels, fitted to every size's median with relative errors."""
@@ -83,7 +91,7 @@ class NewSizes:
         fit = self.fitted()
         first, later = np.array(self.first_ms), np.array(self.steady_ms)
         again = later[:, -1]  # one call of each size, like the first ones
-        own = later[:, :-1].min(axis=1) if later.shape[1] > 1 else again
+        own = later[:, :-1].min(axis=1)
         return [
             Figure("first call at a new size, median, of the fit", float(np.median(first / fit)), "×", ""),
             Figure("first call at a new size, p99, of the fit", float(np.percentile(first / fit, 99)), "×", "≤ 1.5"),
@@ -96,26 +104,12 @@ class NewSizes:
 
 
 def _child(function: str, *arguments: Any, **environment: str) -> Any:
-    """Run a function of this module in a new process, with a model cache of its own unless it is given one; its result comes
-    back as JSON."""
-    script = (
-        "import json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
-        "from rdsr.benchmarks import engine_room; "
-        "print(json.dumps(getattr(engine_room, job['function'])(*job['arguments'])))"
-    )
-    job = {"path": [path for path in sys.path if path], "function": function, "arguments": arguments}
+    """Call a function of this module in a new process, with a model cache of its own unless it is given one."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", script, json.dumps(job)]
-        return json.loads(_output(command, {CACHE_VARIABLE: folder, **environment}))
-
-
-def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The last line that it prints."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BenchmarkError(f"a measuring process failed: {said[-1]}")
-    return done.stdout.splitlines()[-1]
+        try:
+            return call_apart(__name__, function, arguments, environment={CACHE_VARIABLE: folder, **environment})
+        except ChildProcessError as error:
+            raise BenchmarkError(f"a measuring process failed: {error}") from error
 
 
 def measure_start(subject: Subject, progress: Progress = lambda step: None) -> list[Figure]:
@@ -144,7 +138,10 @@ def measure_start(subject: Subject, progress: Progress = lambda step: None) -> l
 def _import_seconds(module: str) -> float:
     script = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     path = os.pathsep.join(path for path in sys.path if path)
-    return float(_output([sys.executable, "-c", script], {"PYTHONPATH": path}))
+    try:
+        return float(last_line([sys.executable, "-c", script], environment={"PYTHONPATH": path}))
+    except ChildProcessError as error:
+        raise BenchmarkError(f"{module} cannot be imported in a new process: {error}") from error
 
 
 def first_picture(facts: Mapping[str, Any]) -> float:

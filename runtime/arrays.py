@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import PictureError
-from .tiles import cells
+from .tiles import Tile, cells
 
 __all__ = ["check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
 
@@ -77,10 +77,8 @@ def upscale_alpha(alpha: Picture, scale: int, out: Picture) -> None:
     import cv2  # not with the module: it takes its time, and most pictures have no alpha
 
     down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
-    for rows, columns in itertools.product(down, across):
-        cell = alpha[rows.read_start : rows.read_stop, columns.read_start : columns.read_stop].astype(np.float32)
+    for tile in itertools.starmap(Tile, itertools.product(down, across)):
+        cell = alpha[tile.read].astype(np.float32)
         values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
-        inner = tuple(slice(span.inner.start * scale, span.inner.stop * scale) for span in (rows, columns))
-        target = tuple(slice(span.start * scale, span.stop * scale) for span in (rows, columns))
-        values = np.clip(values[inner], 0.0, _FULL_SCALE[alpha.dtype])
-        out[target] = values if alpha.dtype == np.float32 else np.rint(values)
+        values = np.clip(values[tile.inner(scale)], 0.0, _FULL_SCALE[alpha.dtype])
+        out[tile.target(scale)] = values if alpha.dtype == np.float32 else np.rint(values)

@@ -58,12 +58,12 @@ def remember(name: str, content: bytes) -> None:
         path = cache_folder() / name
         atomic_write(path, hashlib.sha256(content).digest() + content)
         if path.parent.name == COMPILED:
-            _prune(path.parent, _MAX_BYTES)
+            _prune(path.parent)
     except (OSError, OutputError, RuntimeError) as error:
         logger.debug("%s is not kept in the cache: %s", name, error)
 
 
-def _prune(folder: Path, limit: int) -> None:
+def _prune(folder: Path) -> None:
     now = time.time()
     entries = []
     for entry in os.scandir(folder):
@@ -78,6 +78,6 @@ def _prune(folder: Path, limit: int) -> None:
     total = 0
     for _, size, path in sorted(entries, reverse=True):
         total += size
-        if total > limit:
+        if total > _MAX_BYTES:
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -15,7 +15,7 @@ from .arrays import from_graph, to_graph
 from .bundle import Bundle
 from .engines import Backend, Precision, load_session
 from .errors import BundleError, CancelledError, EngineError
-from .tiles import Plan, TileCost, cells
+from .tiles import Plan, Tile, TileCost, cells
 from .turns import Turns, process_turns
 
 __all__ = ["CELL", "Cancel", "Pipeline", "initial_noise"]
@@ -124,7 +124,7 @@ class Pipeline:
         for rows in cells(height, size, halo):
             for columns in cells(width, size, halo):
                 with self._turn(cancel):
-                    lr = to_graph(colour[rows.read_start : rows.read_stop, columns.read_start : columns.read_stop])
+                    lr = to_graph(colour[Tile(rows, columns).read])
                     features = self._only(self._encoder.run({"lr": lr}), "encoder", rank=4)
                 down, across = (slice(span.inner.start // unit, -(-span.inner.stop // unit)) for span in (rows, columns))
                 part = features[:, :, down, across].sum(axis=(2, 3), dtype=np.float64)
@@ -155,11 +155,9 @@ class Pipeline:
         if out is None:
             out = np.empty((height * scale, width * scale, colour.shape[2]), colour.dtype)
         for done, tile in enumerate(plan.of(height, width)):
-            inner = tuple(slice(span.inner.start * scale, span.inner.stop * scale) for span in (tile.rows, tile.columns))
-            target = tuple(slice(span.start * scale, span.stop * scale) for span in (tile.rows, tile.columns))
             with self._turn(cancel):
                 started = time.perf_counter()
-                out[target] = self._decode(colour[tile.read], z)[inner]
+                out[tile.target(scale)] = self._decode(colour[tile.read], z)[tile.inner(scale)]
                 self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
             if progress is not None:
                 progress(done + 1, plan.tiles)

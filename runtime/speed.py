@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import threading
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from .bundle import Bundle
 from .cache import recall, remember
 from .engines import Backend, Precision, load_session
 from .errors import EngineError
+from .processes import call_apart
 from .timing import interleaved_medians
 
 __all__ = ["Timing", "int8_against_float"]
@@ -78,27 +78,15 @@ def _remembered(key: str) -> Timing | None:
     return timing if all(math.isfinite(ms) and ms > 0 for ms in dataclasses.astuple(timing)) else None
 
 
-_CHILD = (
-    "import json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
-    "from rdsr.runtime.speed import measure_here; print(json.dumps(measure_here(*job['facts'])))"
-)
-
-
 def _measure(bundle: Bundle, int8: Backend, fp32: Backend, threads: int, key: str) -> Timing:
     """In a process of its own, so that no engine is loaded here yet: a process that has one cannot be forked any more."""
-    import subprocess
-
-    job = {"path": [path for path in sys.path if path], "facts": [str(bundle.path.resolve()), int8, fp32, threads]}
     for precision in ("int8", "fp32"):  # what is damaged is said here, not by the child
         bundle.graph(bundle.manifest.role("decoder", precision))
-    command = [sys.executable, "-c", _CHILD, json.dumps(job)]
+    facts = (str(bundle.path.resolve()), int8, fp32, threads)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise ValueError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-        content = json.loads(done.stdout.splitlines()[-1])
+        content = call_apart("rdsr.runtime.speed", "measure_here", facts, timeout=_CHILD_SECONDS)
         timing = Timing(content["int8"], content["fp32"])
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (ChildProcessError, KeyError, TypeError) as error:
         raise EngineError(f"the process that should time it failed: {error}") from error
     remember(_name(key), json.dumps(dataclasses.asdict(timing)).encode())
     return timing

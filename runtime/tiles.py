@@ -45,6 +45,16 @@ class Tile:
         """The LR pixels that it reads."""
         return slice(self.rows.read_start, self.rows.read_stop), slice(self.columns.read_start, self.columns.read_stop)
 
+    def inner(self, scale: int) -> tuple[slice, slice]:
+        """The part that it is answerable for, in what became of the pixels it read, `scale` times larger."""
+        rows, columns = self.rows.inner, self.columns.inner
+        return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+
+    def target(self, scale: int) -> tuple[slice, slice]:
+        """The same part, in the whole result."""
+        rows, columns = self.rows, self.columns
+        return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -199,7 +199,6 @@ class Upscaler:
 
     def _pipeline_of(self, backend: Backend, precision: Precision) -> Pipeline:
         """Loaded when first needed."""
-        refuse_after_fork()
         with self._lock:
             if (backend, precision) not in self._pipelines:
                 self._pipelines[backend, precision] = Pipeline(

@@ -6,11 +6,12 @@ Submodules carry the names of the released checkpoints' keys.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..diffusion import Schedule, reverse_process
+from ..padding import pad_to_multiple
 from .config import LATENT_SIZE, DiffIRConfig
 
 __all__ = ["DiffIR"]
@@ -239,8 +240,7 @@ class DiffIR(nn.Module):
         self.condition = _ConditionEncoder(config)
         self.denoise = _Denoiser(config)
         self.G = _DIRformer(config)
-        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps, dtype=np.float64) ** 2
-        self.betas = tuple(float(beta) for beta in betas)
+        self.schedule = Schedule.linear(config.steps, config.beta_start, config.beta_end)
 
     @property
     def scale(self) -> int:
@@ -253,23 +253,15 @@ class DiffIR(nn.Module):
 
     def latent_prior(self, lr: Tensor, noise: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×256 standard normal noise → N×256 latent prior, by the posterior means of T steps."""
-        c, z = self.condition_vector(lr), noise
-        kept = np.cumprod(1 - np.asarray(self.betas))
-        before = np.concatenate([[1.0], kept[:-1]])
-        for t in reversed(range(len(self.betas))):
-            of_x0 = float(self.betas[t] * np.sqrt(before[t]) / (1 - kept[t]))
-            of_z = float((1 - before[t]) * np.sqrt(1 - self.betas[t]) / (1 - kept[t]))
-            z = of_x0 * self.denoise(c, t, z) + of_z * z
-        return z
+        return reverse_process(self.denoise, self.schedule, self.condition_vector(lr), noise)
 
     def decode(self, lr: Tensor, z: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×256 z → N×3×sH×sW SR, not clipped.
 
         LR is continued by its edge pixels to the multiple of 8 (times the unshuffling) that the transformer needs.
         """
-        multiple = _MULTIPLE * self.config.unshuffle
         height, width = lr.shape[2:]
-        padded = F.pad(lr, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        padded = pad_to_multiple(lr, _MULTIPLE * self.config.unshuffle)
         return self.G(padded, z)[:, :, : height * self.scale, : width * self.scale]
 
     def forward(self, lr: Tensor, noise: Tensor) -> Tensor:

@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Modulation", "RepConv", "pad_to_multiple"]
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Replicate the right and bottom edge of `x` (N×C×H×W) until both sides are multiples of `multiple`."""
-    height, width = x.shape[-2:]
-    pad_h, pad_w = (multiple - height % multiple) % multiple, (multiple - width % multiple) % multiple
-    return F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
+__all__ = ["Modulation", "RepConv"]
 
 
 class RepConv(nn.Module):

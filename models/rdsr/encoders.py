@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import pad_to_multiple
+from ..padding import pad_to_multiple
 from .config import RDSRConfig
 
 __all__ = ["ConditionEncoder", "LatentPriorEncoder", "Standardise"]

@@ -9,11 +9,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import Schedule, reverse_process
 from ..interface import FusionErrors
 from .blocks import RepConv
 from .config import RDSRConfig
 from .decoder import RepDecoder
-from .diffusion import Denoiser, Schedule, reverse_process
+from .denoiser import Denoiser
 from .encoders import ConditionEncoder, LatentPriorEncoder
 from .quantized import QuantizedDecoder
 

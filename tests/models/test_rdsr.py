@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rdsr.models.diffusion import Schedule
+from rdsr.models.padding import pad_to_multiple
 from rdsr.models.rdsr import PRESETS, RDSR, RDSRConfig
-from rdsr.models.rdsr.blocks import RepConv, pad_to_multiple
+from rdsr.models.rdsr.blocks import RepConv
 from rdsr.models.rdsr.decoder import bilinear_phase_kernels
-from rdsr.models.rdsr.diffusion import Schedule
 from rdsr.models.rdsr.encoders import Standardise
 from rdsr.tests.conftest import CONFIG, random_network
 

@@ -1,0 +1,56 @@
+"""New processes: for what must not be loaded into this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["call_apart", "last_line"]
+
+_CHILD = (
+    "import importlib, json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
+    "function = getattr(importlib.import_module(job['module']), job['function']); "
+    "print(json.dumps(function(*job['arguments'])))"
+)
+
+
+def last_line(command: Sequence[str], *, timeout: float | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """What a command prints last; `environment`: variables beside this process's own.
+
+    Raises `ChildProcessError`, which says what went wrong, where it fails, prints nothing or takes too long.
+    """
+    import subprocess  # not with the module: few processes start others
+
+    variables = {**os.environ, **(environment or {})}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, env=variables
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ChildProcessError(str(error)) from error
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    if not (lines := done.stdout.splitlines()):
+        raise ChildProcessError("it printed nothing")
+    return lines[-1]
+
+
+def call_apart(
+    module: str,
+    function: str,
+    arguments: Sequence[Any],
+    *,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
+    """Call a function of a module in a new Python; arguments and result travel as JSON. Raises as `last_line` does."""
+    path = [entry for entry in sys.path if entry]
+    job = {"path": path, "module": module, "function": function, "arguments": list(arguments)}
+    printed = last_line([sys.executable, "-c", _CHILD, json.dumps(job)], timeout=timeout, environment=environment)
+    try:
+        return json.loads(printed)
+    except ValueError as error:
+        raise ChildProcessError(str(error)) from error
