@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from . import cli_latency  # noqa: F401  # it adds its commands to `bench`
 from .cli_bench import bench_app
 from .cli_train import train_app
 from .console import (

@@ -35,12 +35,15 @@ def quality(
     checkpoint: Annotated[
         list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
     ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="As in `bench latency`: rdsr-small, bicubic, …; may be repeated.")
+    ] = None,
     drop: Annotated[
         bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
     ] = False,
     with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
     backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8; or several, by commas.")] = "auto",
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
     as_json: JsonOption = False,
@@ -53,15 +56,21 @@ def quality(
     from .benchmarks.errors import BenchmarkError
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
 
-    candidates = [bench.bundle(b, backend=backend, precision=precision, threads=threads) for b in bundle or []]
-    candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
-    candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+    wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
+    with steps_shown("quality") as progress:
+        candidates = [bench.bundle(b, backend=backend, precision=p, threads=threads) for b in bundle or [] for p in wanted]
+        candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
+        candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+        for name in model or []:
+            progress(name)
+            found = [bench.subject(name, backend=backend, precision=p, threads=threads) for p in wanted]
+            candidates += {candidate.precision: candidate for candidate in found}.values()
     if not candidates:
-        candidates = [bench.bundle(None, backend=backend, precision=precision, threads=threads)]
+        candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
     if with_bicubic:
         candidates.append(bench.bicubic(candidates[0].scale))
     against = {}
-    if drop and not bundle and (onnx or checkpoint):
+    if drop and not bundle and (onnx or checkpoint or model):
         raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 of its own to compare with")
     if drop:
         named: list[str | None] = [*bundle] if bundle else [None]
@@ -74,10 +83,10 @@ def quality(
     columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
     if output is not None:
         write_table(output, "quality", report, columns, rows)
-    _show(report, columns, rows, as_json)
+    show_rows(report, columns, rows, as_json)
 
 
-def _sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "272x480")) -> list[tuple[int, int]]:
+def parse_sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "272x480")) -> list[tuple[int, int]]:
     """ "128x128" → (128, 128)."""
     from .benchmarks.errors import BenchmarkError
 
@@ -110,7 +119,7 @@ def int8(
     from .benchmarks.reports import INT8_COLUMNS, write_table
     from .runtime import cpu
 
-    sizes = _sizes(size)
+    sizes = parse_sizes(size)
     with steps_shown("int8") as progress:
         measured = measure_int8(model, sizes=sizes, threads=threads, rounds=rounds, progress=progress)
     rows = [dataclasses.asdict(row) for row in measured]
@@ -118,7 +127,7 @@ def int8(
     shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
     if output is not None:
         write_table(output, "int8", report, INT8_COLUMNS, shown)
-    _show(report, INT8_COLUMNS, shown, as_json)
+    show_rows(report, INT8_COLUMNS, shown, as_json)
 
 
 @bench_app.command()
@@ -152,7 +161,7 @@ def load(
 
     if output is not None:
         import matplotlib.figure  # noqa: F401  # what is missing shows before the load, not after
-    sizes = _sizes(size, ["64x64", "128x128", "96x160"])
+    sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
     upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
     with steps_shown("load") as progress:
         measured = measure_load(
@@ -174,7 +183,7 @@ def load(
     if output is not None:
         write_table(output, "load", report, LOAD_COLUMNS, rows)
         plot_load(measured, output / "load.png")
-    _show(report, LOAD_COLUMNS, rows, as_json)
+    show_rows(report, LOAD_COLUMNS, rows, as_json)
 
 
 @bench_app.command()
@@ -233,7 +242,7 @@ def runtime(
     if output is not None:
         write_table(output, "runtime", report, FIGURE_COLUMNS, rows)
         bench.plot_new_sizes(sizes, output / "runtime.png")
-    _show(report, FIGURE_COLUMNS, rows, as_json)
+    show_rows(report, FIGURE_COLUMNS, rows, as_json)
 
 
 @bench_app.command()
@@ -288,7 +297,7 @@ def prior(
     report = {"dataset": dataset.resolve().name, "checkpoint": checkpoint, "threads": used, "rows": rows}
     if output is not None:
         write_table(output, "prior", report, PRIOR_COLUMNS, rows)
-    _show(report, PRIOR_COLUMNS, rows, as_json)
+    show_rows(report, PRIOR_COLUMNS, rows, as_json)
 
 
 @bench_app.command()
@@ -319,10 +328,12 @@ def candidates(
     report = {"threads": used, "size": [bench.SIZE, bench.SIZE], "rows": [dataclasses.asdict(row) for row in measured]}
     write_table(output, "candidates", report, columns, rows)
     plot_candidates(measured, output / "candidates.png")
-    _show(report, columns, rows, as_json)
+    show_rows(report, columns, rows, as_json)
 
 
-def _show(report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool) -> None:
+def show_rows(
+    report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool
+) -> None:
     from .benchmarks.reports import cells
 
     if as_json:

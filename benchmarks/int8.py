@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime import cpu
 from ..runtime.bundle import Bundle
@@ -21,12 +19,12 @@ from ..runtime.timing import interleaved_medians
 from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
 from .flops import convolution_gflops
+from .peaks import STACK_CHANNELS, STACK_DEPTH, convolution_stack
+from .subjects import checkpoint_of
 
-__all__ = ["Int8Row", "checkpoint_of", "convolution_stack", "measure_int8"]
+__all__ = ["Int8Row", "measure_int8"]
 
 Progress = Callable[[str], None]
-STACK_CHANNELS = 64
-STACK_DEPTH = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,36 +55,6 @@ class Int8Row:
     """An `Upscaler` called with the array, in int8: encoder, reverse process and decoder one after the other."""
     call_overhead: float
     """call_ms / int8_ms − 1."""
-
-
-def convolution_stack(channels: int = STACK_CHANNELS, depth: int = STACK_DEPTH) -> bytes:
-    """A QDQ graph of nothing but 3×3 convolutions and ReLU in int8: `x` 1×C×H×W uint8 → uint8, random weights."""
-    rng = np.random.default_rng(0)
-    gain = np.float32(1 / np.sqrt(9 * channels * 63 * 64 / 3 / 2))  # keeps the spread of activations from layer to layer
-    constants = {"scale": np.float32(1 / 64), "zero": np.uint8(0), "weight_zero": np.zeros(channels, np.int8)}
-    nodes = [helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["x0"])]
-    for index in range(depth):
-        kernel = rng.integers(-63, 64, (channels, channels, 3, 3)).astype(np.int8)
-        constants |= {f"w{index}": kernel, f"s{index}": np.full(channels, gain)}
-        nodes += [
-            helper.make_node("DequantizeLinear", [f"w{index}", f"s{index}", "weight_zero"], [f"k{index}"], axis=0),
-            helper.make_node("Conv", [f"x{index}", f"k{index}"], [f"y{index}"], kernel_shape=[3, 3], pads=[1] * 4),
-            helper.make_node("Relu", [f"y{index}"], [f"r{index}"]),
-            helper.make_node("QuantizeLinear", [f"r{index}", "scale", "zero"], [f"q{index}"]),
-            helper.make_node("DequantizeLinear", [f"q{index}", "scale", "zero"], [f"x{index + 1}"]),
-        ]
-    nodes.pop()
-    shape: list[str | int | None] = [1, channels, "height", "width"]
-    graph = helper.make_graph(
-        nodes,
-        "stack",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info(f"q{depth - 1}", TensorProto.UINT8, shape)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
 
 
 def measure_int8(
@@ -142,30 +110,6 @@ def measure_int8(
                     )
                 )
         return rows
-
-
-def checkpoint_of(model: str, scratch: Path) -> tuple[Path, str, Any]:
-    """(file, "trained" or "random", network) of a checkpoint, a shipped model or a preset."""
-    import torch
-
-    from ..models.checkpoint import save_checkpoint
-    from ..models.rdsr import PRESETS, RDSR
-    from ..models.registry import load_model, resolve_checkpoint
-
-    path = resolve_checkpoint(model)
-    if path.is_file():
-        return path, "trained", load_model(path).network
-    preset = model.removeprefix("rdsr-")
-    if preset not in PRESETS:
-        raise BenchmarkError(f"{model} is neither a checkpoint nor a shipped model nor a preset ({', '.join(PRESETS)})")
-    torch.manual_seed(0)
-    network = RDSR(PRESETS[preset])
-    with torch.no_grad():
-        for parameter in network.decoder.modulation.parameters():  # they start as zero, and zeros would be optimized away
-            parameter.normal_(std=0.01)
-    path = scratch / "random.safetensors"
-    save_checkpoint(path, network.state_dict(), "rdsr", network.config.to_dict())
-    return path, "random", network
 
 
 def _calls(bundle: Bundle, threads: int, height: int, width: int) -> dict[tuple[str, str], Callable[[], object]]:

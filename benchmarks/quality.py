@@ -13,16 +13,21 @@ from numpy.typing import NDArray
 
 from ..runtime import cpu
 from ..runtime.arrays import from_graph, to_graph
-from ..runtime.engines import BACKENDS, Backend, load_session
-from ..runtime.errors import OptionError
+from ..runtime.engines import BACKENDS, Backend
+from ..runtime.errors import EngineError, OptionError
 from ..runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
+from ..runtime.picture_files import read_picture
 from ..runtime.upscaler import Upscaler
 from .datasets import Dataset, find_dataset
 from .errors import BenchmarkError
+from .onnx_model import OnnxModel
+from .subjects import find_subject
 
-__all__ = ["Candidate", "QualityRow", "bicubic", "bundle", "measure", "onnx_file", "quality", "torch_checkpoint"]
+__all__ = ["Candidate", "QualityRow", "bicubic", "bundle", "measure", "onnx_file", "quality", "subject", "torch_checkpoint"]
 
 Rgb = NDArray[np.uint8]
+_SAMPLE = Path(__file__).parent.parent / "export" / "samples" / "LRx4" / "portrait.png"
+_PROBE = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,46 +72,40 @@ def bundle(name: str | None, *, backend: str, precision: str, threads: int | Non
 
 
 def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
-    """Any ONNX graph with one picture input: N×H×W×3 uint8, or N×3×H×W float32 in [0, 1]; run in float32."""
+    """Any ONNX graph with one picture input: N×H×W×3 uint8, or N×3×H×W float32 in [0, 1] or [0, 255], which is found out.
+
+    Run in float32, or in the int8 of its own quantize nodes. Raises `BenchmarkError` for what is no such graph.
+    """
     if backend not in ("auto", *BACKENDS):
         raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
     if not path.is_file():
         raise BenchmarkError(f"cannot read {path}: there is no such file")
     engine: Backend = "openvino" if backend == "openvino" else "onnxruntime"
+    model = OnnxModel(path, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
+    height, width = (side or _PROBE for side in model.input.fixed)
+    sample = read_picture(_SAMPLE).pixels
+    fill = [(0, max(0, side - have)) for side, have in zip((height, width), sample.shape[:2], strict=True)]
+    lr = np.ascontiguousarray(np.pad(sample, [*fill, (0, 0)], mode="wrap")[:height, :width])
     try:
-        # By path, not from memory: a user's own graph may have its weights in a file beside it.
-        session = load_session(path, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
-        name, layout = _picture_input(path)
-
-        def run(lr: Rgb) -> Rgb:
-            if layout == "nhwc":
-                return np.asarray(session.run({name: lr[None]})[0][0])
-            return np.asarray(from_graph(session.run({name: to_graph(lr)})[0], lr))
-
-        probe = run(np.zeros((16, 24, 3), dtype=np.uint8))
-    except BenchmarkError:
-        raise
-    except Exception as error:  # engines raise many kinds for a file that is no graph, or not of the size they need
+        model.find_range(lr)
+        scale = model(lr[None]).shape[1] // height
+    except EngineError as error:
         raise BenchmarkError(f"{path} cannot be benchmarked: {error}") from error
-    scale = probe.shape[0] // 16
-    if probe.shape != (16 * scale, 24 * scale, 3) or scale < 1:
-        raise BenchmarkError(f"{path} turns a 16×24 picture into one of shape {probe.shape}, which is no upscaling")
-    return Candidate(str(path), engine, "fp32", scale, run)
+
+    def run(picture: Rgb) -> Rgb:
+        return model(picture[None])[0]
+
+    return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run)
 
 
-def _picture_input(path: Path) -> tuple[str, str]:
-    """Name and layout of the graph's one input."""
-    import onnxruntime as ort
-
-    inputs = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
-    if len(inputs) == 1 and len(inputs[0].shape) == 4:
-        shape, kind = inputs[0].shape, inputs[0].type
-        if kind == "tensor(uint8)" and shape[3] == 3:
-            return inputs[0].name, "nhwc"
-        if kind == "tensor(float)" and shape[1] == 3:
-            return inputs[0].name, "nchw"
-    found = "; ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-    raise BenchmarkError(f"{path} needs one input of N×H×W×3 uint8 or N×3×H×W float32, has {found}")
+def subject(name: str, *, backend: str, precision: str, threads: int | None) -> Candidate:
+    """What `rdsr bench latency --model` takes; what has to be exported first is."""
+    found = find_subject(name)
+    if found.kind == "bicubic":
+        return bicubic(4)
+    if found.kind == "onnx":
+        return dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)
+    return dataclasses.replace(bundle(found.path, backend=backend, precision=precision, threads=threads), model=name)
 
 
 def torch_checkpoint(name: str, *, threads: int | None, seed: int = 0) -> Candidate:

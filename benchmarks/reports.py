@@ -18,9 +18,11 @@ __all__ = [
     "DROP_COLUMNS",
     "FIGURE_COLUMNS",
     "INT8_COLUMNS",
+    "LATENCY_COLUMNS",
     "LOAD_COLUMNS",
     "PRIOR_COLUMNS",
     "QUALITY_COLUMNS",
+    "SWEEP_COLUMNS",
     "Columns",
     "candidate_table",
     "cells",
@@ -82,6 +84,26 @@ FIGURE_COLUMNS: Columns = {
     "unit": ("unit", ""),
     "asked": ("asked", ""),
 }
+LATENCY_COLUMNS: Columns = {
+    "model": ("model", ""),
+    "weights": ("weights", ""),
+    "backend": ("backend", ""),
+    "precision": ("precision", ""),
+    "size": ("LR size", ""),
+    "batch": ("batch", ""),
+    "threads": ("threads", ""),
+    "p50_ms": ("p50 (ms)", ".1f"),
+    "p90_ms": ("p90 (ms)", ".1f"),
+    "p99_ms": ("p99 (ms)", ".1f"),
+    "spread": ("spread of rounds", ".1%"),
+    "runs": ("runs", ""),
+    "cold_start_ms": ("cold start (ms)", ".0f"),
+    "peak_rss_mb": ("peak RSS (MiB)", ".0f"),
+    "gflops": ("GFLOP", ".1f"),
+    "share_of_peak": ("share of peak", ".0%"),
+    "speedup_vs_baseline": ("× DiffIR torch eager", ".1f"),
+}
+SWEEP_COLUMNS: Columns = {**LATENCY_COLUMNS, "exponent": ("exponent", ".2f")}
 PRIOR_COLUMNS: Columns = {
     "prior": ("latent prior", ""),
     "psnr_y": ("PSNR-Y", ".3f"),

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..models.degradation import bicubic_downscale, crop_to_multiple
 from ..models.interface import LatentPriorNetwork
-from ..models.rdsr.network import RDSR
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.metrics import psnr_y
 from ..runtime.picture_files import read_picture
@@ -29,6 +28,8 @@ Decoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SAMPLES = Path(__file__).parent / "samples"
 NOISE_SIZES = ((1, 1), (1, 9), (61, 1), (5, 3), (17, 33), (40, 24))
 """Height and width of the noise inputs: single pixels, one-pixel-wide, odd, and square multiples of nothing."""
+_NOISE = 255 / 10 ** (30 / 20) / (219 / 255)
+"""Grey levels, the same in all three colours, that make 30 dB on luma of 16 … 235."""
 LARGE = (130, 151)
 """A picture larger than any training patch."""
 
@@ -41,10 +42,15 @@ def sample_pictures(scale: int) -> dict[str, NDArray[np.uint8]]:
     return pictures
 
 
-def build_proof(network: nn.Module, seed: int, judging: Sequence[CalibrationPicture] = ()) -> Proof:
+def build_proof(
+    network: nn.Module, seed: int, judging: Sequence[CalibrationPicture] = (), *, random_weights: bool = False
+) -> Proof:
     """Run the torch model, as it came from the checkpoint, over all inputs with the noise of `seed`.
 
     `judging`: pictures beside the package's own that the bundle is measured on now, but does not carry.
+    `random_weights`: the originals mean nothing to such a network, and no difference would show against them; its own float
+    output, made as good as 30 dB by noise, takes their place. A drop is then what the difference from the float output would
+    cost a network of that quality.
     """
     parts = cast(LatentPriorNetwork, network)
     noise = torch.from_numpy(initial_noise(seed, parts.latent_size))
@@ -66,13 +72,21 @@ def build_proof(network: nn.Module, seed: int, judging: Sequence[CalibrationPict
             output = parts(torch.from_numpy(to_graph(lr)), noise).numpy()
         if not np.isfinite(output).all():
             raise ProofError(f"the torch model itself gives NaN or infinity on {name}, so there is nothing to prove against")
+        if hr is not None and random_weights:
+            hr = _with_noise(from_graph(output, lr))
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, parts.scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
         cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset))
     return Proof(tuple(cases), seed)
 
 
-def with_int8(proof: Proof, network: RDSR, decode: Decoder, *, drop: float, max_drop: float) -> Proof:
+def _with_noise(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture that `picture` has a PSNR-Y of 30 dB against (more where it clips)."""
+    noise = np.random.RandomState(0).normal(0, _NOISE, picture.shape[:2])[:, :, None]
+    return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+
+
+def with_int8(proof: Proof, network: LatentPriorNetwork, decode: Decoder, *, drop: float, max_drop: float) -> Proof:
     """The proof with what the fake-quantized decoder `decode` makes of every case, and the gate."""
     noise = torch.from_numpy(initial_noise(proof.seed, network.latent_size))
     cases = []
@@ -83,7 +97,9 @@ def with_int8(proof: Proof, network: RDSR, decode: Decoder, *, drop: float, max_
     return dataclasses.replace(proof, cases=tuple(cases), int8_drop_db=float(drop), int8_max_drop_db=float(max_drop))
 
 
-def fake_quantized(network: RDSR, decode: Decoder, lr: NDArray[np.uint8], noise: torch.Tensor) -> NDArray[np.uint8]:
+def fake_quantized(
+    network: LatentPriorNetwork, decode: Decoder, lr: NDArray[np.uint8], noise: torch.Tensor
+) -> NDArray[np.uint8]:
     """H×W×3 uint8 → sH×sW×3 uint8: the network's latent prior, then `decode`."""
     with torch.no_grad():
         tensor = torch.from_numpy(to_graph(lr))

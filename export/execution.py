@@ -15,7 +15,7 @@ from ..models.rdsr.quantized import QuantizedDecoder
 from ..runtime.engines.openvino_engine import OpenVinoSession
 from .errors import ProofError
 
-__all__ = ["Plan", "check_execution"]
+__all__ = ["Plan", "check_all_int8", "check_execution"]
 
 _RELU = re.compile(r"/Relu(_\d+)?$")
 _CONVOLUTION = re.compile(r"/convs\.(\d+)/Conv")
@@ -77,14 +77,7 @@ def _check_openvino(graph: bytes, plan: Plan) -> None:
 
 
 def _check_onnxruntime(graph: bytes, plan: Plan) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        path = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        optimized = onnx.load(path)
+    optimized = _optimized(graph)
     found = {}
     for node in optimized.graph.node:
         if (match := _CONVOLUTION.search(node.name)) and "Conv" in node.op_type:
@@ -99,3 +92,27 @@ def _check_onnxruntime(graph: bytes, plan: Plan) -> None:
         if index in plan.followed and [node.name for node in after] != [found[index + 1].name]:
             kinds = ", ".join(node.op_type for node in after)
             raise ProofError(f"ONNX Runtime runs {kinds} between convolutions {index} and {index + 1} of the decoder")
+
+
+def _optimized(graph: bytes) -> onnx.ModelProto:
+    """The graph as ONNX Runtime runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnx.load(path)
+
+
+def check_all_int8(graph: bytes, convolutions: int) -> None:
+    """Raise `ProofError` where an engine runs fewer than so many convolutions of the graph in int8."""
+    layers = OpenVinoSession(graph, precision="int8", threads=1).execution()
+    counts = {
+        "OpenVINO": sum(layer.kind == "Convolution" and layer.precision in ("u8", "i8") for layer in layers),
+        "ONNX Runtime": sum(node.op_type == "QLinearConv" for node in _optimized(graph).graph.node),
+    }
+    for engine, count in counts.items():
+        if count < convolutions:
+            raise ProofError(f"{engine} runs {count} of the decoder's {convolutions} quantized convolutions in int8")

@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 
 from ..models.interface import LatentPriorNetwork
-from ..models.rdsr.network import RDSR
 from ..models.registry import LoadedModel, load_model
 from ..runtime import cpu
 from ..runtime.bundle import SCHEMA, Bundle, canonical_json, manifest_digest
@@ -24,9 +23,8 @@ from ..runtime.verify import Verification, check_variants
 from .calibration import CalibrationPicture, read_calibration
 from .cases import build_proof, with_int8
 from .errors import ExportError, ProofError
-from .execution import Plan, check_execution
 from .graph_set import GraphSet
-from .int8 import as_rdsr, drop_by_dataset, make_int8, measure_time
+from .int8 import drop_by_dataset, make_int8, measure_time
 from .ir import to_ir
 from .quantize import Quantized
 from .staging import check_target, publish, staging_folder
@@ -205,7 +203,7 @@ def _quantize(
     progress: Progress,
 ) -> tuple[Quantized, Proof]:
     """The quantized decoder, and the proof with what it makes of every case."""
-    network = as_rdsr(loaded.network, loaded.arch)
+    network = cast(LatentPriorNetwork, loaded.network)
     quantized = make_int8(
         network,
         proof,
@@ -215,7 +213,7 @@ def _quantize(
         progress=progress,
     )
     drop = quantized.psnr_drop_db
-    return quantized, with_int8(proof, network, quantized.decoder, drop=drop, max_drop=options.max_psnr_drop)
+    return quantized, with_int8(proof, network, quantized.form, drop=drop, max_drop=options.max_psnr_drop)
 
 
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:
@@ -242,8 +240,6 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     network = cast(LatentPriorNetwork, loaded.network)
     if not isinstance(network, LatentPriorNetwork):
         raise ExportError(f"{loaded.arch} networks cannot be exported")
-    if "int8" in precisions and options.precisions is None and not isinstance(loaded.network, RDSR):
-        precisions = tuple(p for p in precisions if p != "int8")
     calibration = read_calibration(options.calibration, network.scale) if options.calibration else []
     progress("fuse")
     with torch.no_grad():
@@ -252,11 +248,12 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     if loaded.arch == "rdsr":
         check_plain_body(graphs.models["decoder.onnx"], loaded.config.depth, loaded.config.modulation_depths)
     progress("run the torch model")
-    proof = build_proof(loaded.network, options.seed, [picture for picture in calibration if picture.held_back])
+    judging = [picture for picture in calibration if picture.held_back]
+    proof = build_proof(loaded.network, options.seed, judging, random_weights=loaded.random)
     quantized = None
     if "int8" in precisions:
         quantized, proof = _quantize(loaded, proof, calibration, options, progress)
-        graphs.add_int8(quantized.decoder)
+        graphs.add_int8(quantized.form)
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
     report = {} if quantized is None else quantized.to_dict() | {"datasets": drop_by_dataset(proof)}
@@ -270,7 +267,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         if quantized is not None:
             progress("look at what the engines run")
             for name in sorted(name for name in files if name.endswith(".int8.onnx")):
-                check_execution(files[name], Plan.of(quantized.decoder))
+                quantized.form.check_execution(files[name])
         manifest = _manifest(loaded, files, fusion, report, options.seed)
         verification = _prove(folder, manifest, proof, precisions, progress)
         if quantized is not None:

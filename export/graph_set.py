@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..models.interface import LatentPriorNetwork
-from ..models.rdsr.quantized import QuantizedDecoder, TracedDecoder
 from ..runtime.pipeline import initial_noise
 from .accounting import SMALLEST, account, fingerprint
 from .errors import ProofError
 from .graphs import DecoderGraph, EncoderGraph, PictureDecoderGraph, ReverseGraph, SingleGraph
-from .qdq import insert_qdq, quantizations
+from .int8_form import Int8Form
 from .simplify import simplify
 from .trace import trace
 
@@ -104,12 +102,10 @@ class GraphSet:
             {"image": _PICTURE, "upscaled": _LARGE_PICTURE},
         )
 
-    def add_int8(self, quantized: QuantizedDecoder) -> None:
+    def add_int8(self, form: Int8Form) -> None:
         """Make the int8 graphs: their float form, accounted for like the others, and only then quantize nodes put in."""
-        traced = TracedDecoder(quantized).eval()
-        network = copy.deepcopy(self.fused)
-        network.decoder = traced
-        self.deployed += _arrays(traced.state_dict()).values()
+        network, decoder = form.trace_into(self.fused)
+        self.deployed += _arrays(decoder.state_dict()).values()
         z = torch.randn(1, self.parts.latent_size)
         models = {
             "decoder.int8.onnx": self._graph(
@@ -122,11 +118,11 @@ class GraphSet:
         }
         if self.single_graph:
             models["model.int8.onnx"] = self._single("model.int8.onnx", network)
-        _check_holds("decoder.int8.onnx", self.found["decoder.int8.onnx"], _weights(traced))
+        held = self.found["decoder.int8.onnx"] | self.found["encoder.onnx"] | self.found["reverse.onnx"]
+        _check_holds("the int8 decoder, the encoder and the reverse process", held, _weights(network))
         if self.single_graph:
             _check_holds("model.int8.onnx", self.found["model.int8.onnx"], _weights(network))
-        wanted = quantizations(traced)
-        self.models |= {name: insert_qdq(model, wanted) for name, model in models.items()}
+        self.models |= {name: form.insert(model) for name, model in models.items()}
 
     def _graph(
         self, name: str, module: nn.Module, inputs: dict[str, Tensor], output: str, dynamic: dict[str, dict[int, str]]

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
+from ..models.interface import LatentPriorNetwork
 from ..models.rdsr.calibrate import sample_of, with_hard_edges
 from ..models.rdsr.network import RDSR
-from ..models.rdsr.quantized import QuantizedDecoder
 from ..runtime import cpu
 from ..runtime.arrays import to_graph
 from ..runtime.bundle import Bundle
@@ -24,19 +25,21 @@ from ..runtime.proof import OWN, Proof
 from ..runtime.timing import interleaved_medians
 from .calibration import CalibrationPicture
 from .cases import fake_quantized
-from .errors import ExportError
-from .quantize import Original, Quantized, quantize, trained
+from .int8_form import Int8Form
+from .quantize import Original, Quantized, quantize, quantize_any, trained
 
-__all__ = ["Int8Timing", "as_rdsr", "drop_by_dataset", "make_int8", "measure_time"]
+__all__ = ["Int8Timing", "drop_by_dataset", "make_int8", "measure_time"]
 
 Progress = Callable[[str], None]
 _TIMED = (128, 128)
 _ROUNDS = 5
+_SECONDS = 10.0
+"""After which no further round is begun: heavy networks take seconds a call."""
 _COMPARED: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def make_int8(
-    network: RDSR,
+    network: LatentPriorNetwork,
     proof: Proof,
     calibration: Sequence[CalibrationPicture],
     *,
@@ -46,6 +49,8 @@ def make_int8(
 ) -> Quantized:
     """The quantized decoder of a network: the one that training left in its checkpoint, or a post-training one.
 
+    RDSR's decoder has a form and remedies of its own, other networks one that fits them all (`quantize_any`).
+
     Ranges come from the calibration pictures that are not held back, and from the small ones that the package carries, so
     that no folder of blank pictures decides alone. The pictures that were held back judge; without any, the package's own,
     on which fifteen to thirty ranges are hardly fitted.
@@ -54,19 +59,22 @@ def make_int8(
     chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
     chosen += [(case.lr, case.hr) for case in proof.cases if case.dataset == OWN and case.hr is not None]
     samples = with_hard_edges(network, [sample_of(network, lr, noise) for lr, _ in chosen], noise)
-    originals = [
-        Original(sample, twin, torch.from_numpy(to_graph(hr)))
-        for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
-    ]
 
-    def judge(decoder: QuantizedDecoder) -> float:
+    def judge(form: Int8Form) -> float:
         drops = []
         for case in proof.judging:
             assert case.hr is not None
             assert case.psnr_y is not None
-            picture = fake_quantized(network, decoder, case.lr, noise)
+            picture = fake_quantized(network, form, case.lr, noise)
             drops.append(psnr_drop(case.psnr_y, psnr_y(picture, case.hr, network.scale)))
         return float(np.mean(drops))
+
+    if not isinstance(network, RDSR):
+        return quantize_any(cast(nn.Module, network), samples, judge, progress)
+    originals = [
+        Original(sample, twin, torch.from_numpy(to_graph(hr)))
+        for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
+    ]
 
     if network.quantized is not None and not post_training:
         progress("quantize: as trained")
@@ -113,15 +121,8 @@ def measure_time(folder: Path) -> tuple[Int8Timing, ...]:
         for precision in _COMPARED:
             pipeline = Pipeline(Bundle(folder), backend=engine, precision=precision, threads=threads, seed=0)
             calls[engine, precision] = partial(pipeline.picture, picture)
-    medians = interleaved_medians(calls, rounds=_ROUNDS)
+    medians = interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
     return tuple(
         Int8Timing(engine, _TIMED, threads, *(round(medians[engine, precision], 2) for precision in _COMPARED))
         for engine in BACKENDS
     )
-
-
-def as_rdsr(network: object, arch: str) -> RDSR:
-    """The network, if it is one that int8 is made for; `ExportError` otherwise."""
-    if not isinstance(network, RDSR):
-        raise ExportError(f"{arch} networks have no int8 form yet; leave int8 out of --precision")
-    return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..models.rdsr.quantized import PAIR_LEVELS, WEIGHT_LEVELS, TracedDecoder
+from ..models.quantization import PAIR_LEVELS, WEIGHT_LEVELS
+from ..models.quantized_convs import QuantizedConv2d
+from ..models.rdsr.quantized import TracedDecoder
 from .errors import ExportError
 
-__all__ = ["Quantization", "insert_qdq", "quantizations"]
+__all__ = ["Quantization", "insert_qdq", "insert_qdq_around", "quantizations"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,16 @@ def quantizations(decoder: TracedDecoder) -> dict[int, Quantization]:
     }
 
 
+def _pair(tensor: str, prefix: str, constants: list[str]) -> list[onnx.NodeProto]:
+    """Quantize and dequantize nodes that turn `tensor` into PREFIX_dequantized."""
+    return [
+        helper.make_node("QuantizeLinear", [tensor, *constants], [f"{prefix}_levels"], name=f"{prefix}/quantize"),
+        helper.make_node(
+            "DequantizeLinear", [f"{prefix}_levels", *constants], [f"{prefix}_dequantized"], name=f"{prefix}/dequantize"
+        ),
+    ]
+
+
 class _Surgery:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
@@ -51,20 +63,23 @@ class _Surgery:
             self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
-    def quantize(self, tensor: str, prefix: str, scale: np.float32) -> None:
+    def quantize(self, tensor: str, prefix: str, scale: np.float32, zero: int = 0) -> None:
         """Put Q and DQ behind `tensor`; everything that used it uses what comes out of them."""
         at = next((i + 1 for i, node in enumerate(self.nodes) if tensor in node.output), 0)
         for node in self.nodes:
             for k, name in enumerate(node.input):
                 if name == tensor:
                     node.input[k] = f"{prefix}_dequantized"
-        constants = [self.constant(f"{prefix}_scale", scale), self.constant("zero_u8", np.uint8(0))]
-        self.nodes[at:at] = [
-            helper.make_node("QuantizeLinear", [tensor, *constants], [f"{prefix}_levels"], name=f"{prefix}/quantize"),
-            helper.make_node(
-                "DequantizeLinear", [f"{prefix}_levels", *constants], [f"{prefix}_dequantized"], name=f"{prefix}/dequantize"
-            ),
-        ]
+        constants = [self.constant(f"{prefix}_scale", scale), self.constant(f"zero{zero or ''}_u8", np.uint8(zero))]
+        self.nodes[at:at] = _pair(tensor, prefix, constants)
+
+    def quantize_use(self, node: onnx.NodeProto, prefix: str, scale: np.float32, zero: int) -> None:
+        """Put Q and DQ before this one user of its first input; others go on reading what they did."""
+        tensor = node.input[0]
+        constants = [self.constant(f"{prefix}_scale", scale), self.constant(f"zero{zero or ''}_u8", np.uint8(zero))]
+        at = self.nodes.index(node)
+        self.nodes[at:at] = _pair(tensor, prefix, constants)
+        node.input[0] = f"{prefix}_dequantized"
 
     def quantize_weight(self, node: onnx.NodeProto, prefix: str, scale: NDArray[np.float32]) -> None:
         weight = numpy_helper.to_array(self.constants[node.input[1]])
@@ -84,6 +99,53 @@ class _Surgery:
             helper.make_node("DequantizeLinear", constants, [f"{prefix}_kernel"], name=f"{prefix}/weight", axis=0),
         )
         node.input[1] = f"{prefix}_kernel"
+
+    def write_back(self) -> None:
+        """Put nodes and constants into the graph, those constants alone that are still used."""
+        used = {name for node in self.nodes for name in node.input}
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(tensor for name, tensor in self.constants.items() if name in used)
+
+
+def insert_qdq_around(model: onnx.ModelProto, convolutions: Sequence[QuantizedConv2d]) -> onnx.ModelProto:
+    """A new graph in which these convolutions, known by their weights, have quantized weights, inputs and outputs.
+
+    Where one's output is another's input and both are quantized alike, it is quantized once. Raises `ExportError` where a
+    convolution is missing.
+    """
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    surgery = _Surgery(quantized)
+    nodes: dict[tuple[tuple[int, ...], bytes], onnx.NodeProto] = {}
+    for node in surgery.nodes:
+        if node.op_type == "Conv" and node.input[1] in surgery.constants:
+            weight = numpy_helper.to_array(surgery.constants[node.input[1]])
+            nodes.setdefault((weight.shape, weight.tobytes()), node)
+    for index, conv in enumerate(convolutions):
+        weight = conv.weight.numpy()
+        found = nodes.get((weight.shape, weight.tobytes()))
+        if found is None:
+            raise ExportError(f"the traced decoder lacks the quantized convolution {index}")
+        prefix = f"conv{index}"
+        alike = _levels_of(surgery, found.input[0])
+        if alike != (np.float32(conv.input.scale), conv.input.zero):
+            surgery.quantize_use(found, f"{prefix}_input", np.float32(conv.input.scale), conv.input.zero)
+        surgery.quantize_weight(found, prefix, conv.weight_scale.numpy())
+        surgery.quantize(found.output[0], f"{prefix}_output", np.float32(conv.output.scale), conv.output.zero)
+    surgery.write_back()
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+def _levels_of(surgery: _Surgery, tensor: str) -> tuple[np.float32, int] | None:
+    """Scale and zero point of a tensor that comes from a dequantize node of activations; None for others."""
+    node = next((node for node in surgery.nodes if tensor in node.output), None)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    scale, zero = (numpy_helper.to_array(surgery.constants[name]) for name in node.input[1:3])
+    return np.float32(scale), int(zero)
 
 
 def insert_qdq(model: onnx.ModelProto, wanted: Mapping[int, Quantization]) -> onnx.ModelProto:
@@ -110,10 +172,6 @@ def insert_qdq(model: onnx.ModelProto, wanted: Mapping[int, Quantization]) -> on
             if [user.op_type for user in users] != ["Relu"]:
                 raise ExportError(f"convolution {index} of the traced decoder is not followed by its ReLU alone")
             surgery.quantize(users[0].output[0], f"{prefix}_output", np.float32(1))
-    used = {name for node in surgery.nodes for name in node.input}
-    del quantized.graph.node[:]
-    quantized.graph.node.extend(surgery.nodes)
-    del quantized.graph.initializer[:]
-    quantized.graph.initializer.extend(tensor for name, tensor in surgery.constants.items() if name in used)
+    surgery.write_back()
     onnx.checker.check_model(quantized, full_check=True)
     return quantized

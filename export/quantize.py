@@ -6,20 +6,24 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..models.interface import LatentPriorNetwork
+from ..models.quantization import ACTIVATION_LEVELS, WEIGHT_LEVELS
+from ..models.quantized_convs import QuantizedConv2d, observe, quantize_convolutions
 from ..models.rdsr.calibrate import Ranges, Sample, calibrate
 from ..models.rdsr.network import RDSR
-from ..models.rdsr.quantized import ACTIVATION_LEVELS, TENSORS, WEIGHT_LEVELS, QuantizedDecoder
+from ..models.rdsr.quantized import TENSORS, QuantizedDecoder
+from .int8_form import ConvolutionsForm, Int8Form, RepDecoderForm
 
-__all__ = ["Layer", "Original", "Quantized", "Remedy", "quantize", "trained"]
+__all__ = ["Layer", "Original", "Quantized", "Remedy", "quantize", "quantize_any", "trained"]
 
-Judge = Callable[[QuantizedDecoder], float]
+Judge = Callable[[Int8Form], float]
 """PSNR-Y drop in dB, against the float network, on the judging pictures."""
 Progress = Callable[[str], None]
 PERCENTILES = (0.99999, 0.9999, 0.9995)
@@ -82,7 +86,7 @@ class Layer:
 class Quantized:
     """A quantized decoder and how it came about."""
 
-    decoder: QuantizedDecoder
+    form: Int8Form
     source: str
     """"training" (quantization-aware) or "post-training"."""
     remedies: tuple[Remedy, ...]
@@ -173,7 +177,7 @@ class _Search:
                 self.ranges, self.decoder, self.cost = ranges, decoder, cost
 
     def record(self, remedy: str, chosen: str) -> None:
-        self.drop = round(self.judge(self.decoder), 4)
+        self.drop = round(self.judge(RepDecoderForm(self.decoder)), 4)
         self.remedies.append(Remedy(remedy, chosen, self.drop))
 
     def by_cost(self) -> list[int]:
@@ -247,11 +251,46 @@ def quantize(
     search.run(max_drop)
     progress("quantize: which layers cost PSNR")
     layers = _layers(search.decoder, _sensitivities(search.decoder, originals))
-    return Quantized(search.decoder, "post-training", tuple(search.remedies), layers, search.drop)
+    return Quantized(RepDecoderForm(search.decoder), "post-training", tuple(search.remedies), layers, search.drop)
 
 
 def trained(decoder: QuantizedDecoder, originals: Sequence[Original], judge: Judge) -> Quantized:
     """Report on a decoder that quantization-aware training made."""
     costs = _sensitivities(decoder, originals)
-    drop = round(judge(decoder), 4)
-    return Quantized(decoder, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, costs), drop)
+    form = RepDecoderForm(decoder)
+    drop = round(judge(form), 4)
+    return Quantized(form, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, costs), drop)
+
+
+@torch.no_grad()
+def quantize_any(network: nn.Module, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
+    """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least."""
+    progress("quantize: ranges")
+    percentiles = (1.0, *PERCENTILES)
+    spans = observe(network, samples, percentiles)
+    decode = cast(LatentPriorNetwork, network).decode
+    exact = [decode(*sample) for sample in samples]
+    best: tuple[float, float, ConvolutionsForm] | None = None
+    for percentile in percentiles:
+        form = ConvolutionsForm(quantize_convolutions(network, spans, percentile))
+        error = sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(samples, exact, strict=True))
+        if best is None or error < best[0]:
+            best = error, percentile, form
+    assert best is not None
+    _, percentile, form = best
+    drop = round(judge(form), 4)
+    remedy = Remedy("ranges", f"{percentile:.5%} of the values", drop)
+    layers = tuple(
+        Layer(
+            layer=name,
+            precision="int8",
+            weight_range=float(f"{float(conv.weight.abs().max()):.5g}"),
+            input_range=float(f"{conv.input.reach[1]:.5g}"),
+            output_range=(float(f"{conv.output.reach[0]:.5g}"), float(f"{conv.output.reach[1]:.5g}")),
+            identity=False,
+            cost_db={},
+        )
+        for name, conv in form.network.named_modules()
+        if isinstance(conv, QuantizedConv2d)
+    )
+    return Quantized(form, "post-training", (remedy,), layers, drop)

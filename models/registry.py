@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rdsr
+from . import diffir, rdsr
 from .checkpoint import apply_key_map, read_checkpoint, read_key_map
 from .errors import CheckpointError, UnsupportedModelError
 
@@ -45,11 +45,22 @@ class Architecture:
     """Sizes from a checkpoint's metadata; raises `ValueError`."""
     build: Callable[[Any, Shapes], nn.Module]
     """A network of these sizes, with the optional parts that the keys show; weights not yet loaded."""
+    settle: Callable[[Any, dict[str, Tensor]], tuple[Any, dict[str, Tensor]]] = lambda config, tensors: (
+        config,
+        tensors,
+    )
+    """Sizes that only values show put into the config, and the tensors without those that repeat others; raises
+    `CheckpointError`."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     arch.name: arch
-    for arch in (Architecture("rdsr", rdsr.matches, rdsr.config_from_shapes, rdsr.config_from_dict, rdsr.build),)
+    for arch in (
+        Architecture("rdsr", rdsr.matches, rdsr.config_from_shapes, rdsr.config_from_dict, rdsr.build),
+        Architecture(
+            "diffir", diffir.matches, diffir.config_from_shapes, diffir.DiffIRConfig.from_dict, diffir.build, diffir.settle
+        ),
+    )
 }
 """Every architecture the project reads; a new one is one folder and one line here."""
 
@@ -65,6 +76,11 @@ class LoadedModel:
     """Of the checkpoint file."""
     notes: dict[str, str]
     """What our own checkpoints say of their training; empty for others."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the checkpoint says that its weights are random: right for time and memory, meaningless for quality."""
+        return self.notes.get("weights") == "random"
 
     def describe(self) -> dict[str, Any]:
         """The main facts, for `rdsr info`."""
@@ -126,7 +142,7 @@ def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = No
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     try:
         architecture = find_architecture(shapes, arch or metadata.get("arch"))
-        config = _config(architecture, shapes, metadata)
+        config, tensors = architecture.settle(_config(architecture, shapes, metadata), tensors)
         if steps is not None:
             config = dataclasses.replace(config, steps=steps)
         with torch.device("meta"):  # sizes are checked against the tensors before any memory is taken

@@ -100,6 +100,12 @@ class Manifest:
         first, *rest = role.split("_", 1)
         return "_".join([first, "int8", *rest])
 
+    @property
+    def weights(self) -> str:
+        """ "random" where the checkpoint said so (right for time, meaningless for quality), else "trained"."""
+        notes = self.checkpoint.get("notes")
+        return "random" if isinstance(notes, dict) and notes.get("weights") == "random" else "trained"
+
     def _chain(self, precision: str, engine: str | None) -> list[Mapping[str, Any]]:
         """Rows of the chain of graphs that the runtime runs, at this precision, on this engine or any."""
         return [

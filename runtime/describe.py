@@ -27,6 +27,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "arch": manifest.arch,
         "scale": manifest.scale,
         "params": manifest.params,
+        "weights": manifest.weights,
         "steps": manifest.steps,
         "precisions": list(manifest.precisions),
         "psnr_drop_db": {p: manifest.psnr_drop(p) for p in manifest.precisions if p != "fp32"},

@@ -8,9 +8,9 @@ import re
 from .bundle import Manifest
 from .engines import Backend, Precision
 from .errors import MemoryLimitError, OptionError
-from .tiles import LEAST_STEP, Plan, TileCost, plan_tiles
+from .tiles import LEAST_STEP, OVERLAP, Plan, TileCost, plan_tiles
 
-__all__ = ["Needs", "needs_of", "parse_limit", "plan_picture"]
+__all__ = ["Needs", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture"]
 
 _UNITS = {"": 1, "b": 1, **{f"{p}{b}": k**i for i, p in enumerate("kmgt", 1) for b, k in (("ib", 1024), ("b", 1000))}}
 _MIB = 2**20
@@ -81,27 +81,46 @@ ONNX Runtime 44 and 58; for a pixel 0.6 to 1.2 and 0.6 to 0.85 times the values 
 def plan_picture(
     manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int = TileCost.usual
 ) -> Plan:
-    """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` where nothing fits the limit."""
-    radius = manifest.receptive_radius
-    if manifest.tile_rule != "exact" or radius is None:
-        tile, grid, halo = (height, width), (1, 1), 0
+    """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` where nothing fits the limit.
+
+    `tile_cost` is for tiles that change no byte of the result; others stay as they are, whatever it has become.
+    """
+    halo = _halo(manifest)
+    exact = manifest.tile_rule != "overlap"
+    if halo is None:
+        tile, grid = (height, width), (1, 1)
         if limit is not None and needs.peak(height * width) > limit:
             raise _too_small(needs.peak(height * width), limit, height, width)
     else:
-        halo = radius
         usual = usual_pixels(halo)
         most = usual if limit is None else min(usual, needs.pixels(limit))
-        cut = plan_tiles(height, width, halo=halo, most_pixels=most, tile_cost=tile_cost)
+        cost = tile_cost if exact else TileCost.usual
+        cut = plan_tiles(height, width, halo=halo, most_pixels=most, tile_cost=cost)
         if cut is None:  # only under a limit: `usual_pixels` always allows one
             least = min(height, 2 * (halo + LEAST_STEP)) * min(width, 2 * (halo + LEAST_STEP))
             raise _too_small(needs.peak(least), limit or 0, height, width)
         tile, grid = cut
-        halo = 0 if grid == (1, 1) else halo
-    return Plan(tile, grid, halo, needs.peak(tile[0] * tile[1]))
+    single = grid == (1, 1)
+    return Plan(tile, grid, 0 if single or halo is None else halo, needs.peak(tile[0] * tile[1]), exact or single)
+
+
+def least_for_one_piece(needs: Needs, height: int, width: int) -> int | None:
+    """The least limit, in bytes of whole MiB, under which the rule "overlap" leaves a picture of height × width LR pixels in
+    one piece; None where that is cut whatever the limit."""
+    return _whole_mib(needs.peak(height * width)) if height * width <= usual_pixels(OVERLAP) else None
+
+
+def _halo(manifest: Manifest) -> int | None:
+    """LR pixels that tiles read beyond their own; None for networks that only run on the whole picture."""
+    return {"exact": manifest.receptive_radius, "overlap": OVERLAP}.get(manifest.tile_rule)
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // _MIB) * _MIB
 
 
 def _too_small(least: int, limit: int, height: int, width: int) -> MemoryLimitError:
-    least = -(-least // _MIB) * _MIB
+    least = _whole_mib(least)
     return MemoryLimitError(
         f"a picture of {height}×{width} needs at least {least // _MIB} MiB beside input and output, "
         f"but memory_limit is {limit / _MIB:.1f} MiB",

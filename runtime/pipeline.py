@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import from_graph, to_graph
+from .blend import blend
 from .bundle import Bundle
 from .engines import Backend, Precision, load_session
 from .errors import BundleError, CancelledError, EngineError
@@ -157,7 +158,10 @@ class Pipeline:
         for done, tile in enumerate(plan.of(height, width)):
             with self._turn(cancel):
                 started = time.perf_counter()
-                out[tile.target(scale)] = self._decode(colour[tile.read], z)[tile.inner(scale)]
+                if plan.exact:
+                    out[tile.target(scale)] = self._decode(colour[tile.read], z)[tile.inner(scale)]
+                else:
+                    blend(out, self._decode(colour[tile.read], z), tile, halo=plan.halo, scale=scale)
                 self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
             if progress is not None:
                 progress(done + 1, plan.tiles)

@@ -7,10 +7,13 @@ import functools
 import threading
 from collections.abc import Iterator
 
-__all__ = ["LEAST_STEP", "Plan", "Span", "Tile", "TileCost", "cells", "plan_tiles", "spans"]
+__all__ = ["LEAST_STEP", "OVERLAP", "Plan", "Span", "Tile", "TileCost", "cells", "plan_tiles", "spans"]
 
 LEAST_STEP = 8
 """LR pixels of its own that a tile has at least between its halos, where there are several."""
+OVERLAP = 32
+"""LR pixels that a tile reads beyond its own on each inner side where its network depends on the whole picture: no halo is
+enough to be exact then, this much is for `blend` to hide the seams in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Plan:
     """LR pixels that neighbouring tiles read beyond their own; 0 for a single one."""
     peak_bytes: int
     """Upper estimate of what the process needs beyond what it had before loading, and beyond input and output."""
+    exact: bool = True
+    """Whether the result equals that of the whole picture, byte for byte; otherwise its tiles approximate it, blended."""
 
     @property
     def tiles(self) -> int:

@@ -12,10 +12,22 @@ __all__ = ["interleaved_medians"]
 Key = TypeVar("Key")
 
 
-def interleaved_medians(calls: Mapping[Key, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[Key, float]:
-    """Median milliseconds of every call; each round makes every call once, so that drift hits all alike."""
+def interleaved_medians(
+    calls: Mapping[Key, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    budget: float | None = None,
+) -> dict[Key, float]:
+    """Median milliseconds of every call; each round makes every call once, so that drift hits all alike.
+
+    `budget`: seconds after which no further round is begun; one is timed in any case.
+    """
     times: dict[Key, list[float]] = {key: [] for key in calls}
+    begun = time.perf_counter()
     for index in range(rounds + warmup):
+        if index > warmup and budget is not None and time.perf_counter() - begun > budget:
+            break
         for key, call in calls.items():
             started = time.perf_counter()
             call()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import threading
 import time
@@ -23,12 +24,14 @@ from .bundle import Bundle
 from .choice import choose
 from .engines import Backend, Precision, refuse_after_fork
 from .errors import OptionError, OutputError, PictureError
-from .memory import Needs, needs_of, parse_limit, plan_picture
+from .memory import Needs, least_for_one_piece, needs_of, parse_limit, plan_picture
 from .pipeline import Cancel, Pipeline, Progress
 from .tiles import Plan, TileCost
 from .turns import Shifts, Turns
 
 __all__ = ["Effective", "FileResult", "Result", "Upscaler"]
+
+logger = logging.getLogger(__name__)
 
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
 """Every instance of this process, to be made usable in its forked children."""
@@ -85,6 +88,9 @@ class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
     Same seed, picture, bundle and machine → the same bytes, whatever the memory limit, the threads and the other callers.
+    Networks that attend over the whole picture (tile rule "overlap" in the manifest; DiffIR is one) are an exception: tiles
+    of a picture that does not fit only approximate it, so the bytes depend on its `plan`, which follows from size, dtype and
+    memory limit alone. `Plan.exact` tells, and so does a warning with the first such picture.
     The engine starts with the first call: an instance that is loaded before a fork (gunicorn's preloading, say) and first
     called after it works in every child. Engines do not survive a fork; one that was called before it refuses in the child.
     """
@@ -121,6 +127,7 @@ class Upscaler:
         self._seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
+        self._first_cut = threading.Lock()  # never let go of: whoever gets it warns
         self._least_fits()
         self._reset()
         _ALIVE.add(self)
@@ -216,7 +223,8 @@ class Upscaler:
     def plan(self, height: int, width: int, dtype: Any = np.uint8) -> Plan:
         """Tiles and peak memory of a call with a picture of height × width pixels of this dtype.
 
-        How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does.
+        How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does. Where
+        tiles are approximations (`Plan.exact` is false), they stay as they are.
         Raises `MemoryLimitError`, which names the least limit that would do.
         """
         for name, side in (("height", height), ("width", width)):
@@ -234,6 +242,8 @@ class Upscaler:
         picture = check_picture(picture)
         height, width = picture.shape[:2]
         plan = self.plan(height, width, picture.dtype)
+        if not plan.exact and self._first_cut.acquire(blocking=False):
+            self._warn_of_cut(plan, height, width, picture.dtype)
         colour, alpha = split_alpha(picture)
         scale = self.bundle.manifest.scale
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
@@ -245,6 +255,19 @@ class Upscaler:
         if alpha is not None and target_alpha is not None:
             upscale_alpha(alpha, scale, target_alpha)
         return Result(upscaled, backend, precision, (time.perf_counter() - started) * 1e3)
+
+    def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
+        least = least_for_one_piece(self._needs(self._choice(dtype)), height, width)
+        logger.warning(
+            "%s attends over the whole picture, so %d×%d pixels in %d×%d tiles give another result than in one piece; %s",
+            self.bundle.manifest.arch,
+            height,
+            width,
+            *plan.grid,
+            "so large a picture is cut whatever the memory_limit"
+            if least is None
+            else f"a memory_limit of {least // 2**20} MiB, or none, avoids it",
+        )
 
     def __call__(
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None

@@ -80,6 +80,7 @@ class Verification:
             "arch": manifest.arch,
             "scale": manifest.scale,
             "params": manifest.params,
+            "weights": manifest.weights,
             "steps": manifest.steps,
             "variants": [v.to_dict() for v in self.variants],
             "fusion": dict(manifest.fusion),

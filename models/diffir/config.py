@@ -57,6 +57,8 @@ class DiffIRConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"beta_start … beta_end must rise within 0 … 1, not {self.beta_start!r} … {self.beta_end!r}")
         for name, length in (("num_blocks", 4), ("heads", 4), ("ffn_hidden", 5)):
             values = tuple(getattr(self, name))
             if len(values) != length or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
@@ -73,6 +75,14 @@ class DiffIRConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiffIRConfig:
+        """The config written by `to_dict`; `ValueError` names unknown and out-of-range fields."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**values)
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> DiffIRConfig:

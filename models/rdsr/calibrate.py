@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..interface import LatentPriorNetwork
+from ..quantization import ACTIVATION_LEVELS, weight_scales
 from .decoder import RepDecoder
 from .network import RDSR
-from .quantized import ACTIVATION_LEVELS, QuantizedDecoder, merged_skip, weight_scales
+from .quantized import QuantizedDecoder, merged_skip
 
 __all__ = ["Ranges", "Sample", "calibrate", "hard_edges", "sample_of", "with_hard_edges"]
 
@@ -40,7 +42,7 @@ class Ranges:
 
 
 @torch.no_grad()
-def sample_of(network: RDSR, picture: NDArray[np.uint8], noise: Tensor) -> Sample:
+def sample_of(network: LatentPriorNetwork, picture: NDArray[np.uint8], noise: Tensor) -> Sample:
     """H×W×3 uint8 LR and the 1×latent noise → LR as a tensor and the latent prior that the reverse process gives."""
     lr = torch.tensor(picture).permute(2, 0, 1)[None].float().div(255)
     return lr, network.latent_prior(lr, noise)
@@ -56,7 +58,7 @@ def hard_edges(lr: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def with_hard_edges(network: RDSR, samples: Sequence[Sample], noise: Tensor) -> list[Sample]:
+def with_hard_edges(network: LatentPriorNetwork, samples: Sequence[Sample], noise: Tensor) -> list[Sample]:
     """The samples, and each of them in black and white."""
     hard = [hard_edges(lr) for lr, _ in samples]
     return [*samples, *((lr, network.latent_prior(lr, noise)) for lr in hard)]

@@ -1,10 +1,8 @@
 """The decoder as int8 engines run it: fake-quantized, to train it and as the reference, and in the form that is traced.
 
 Weights have 8 bits and one scale a channel, activations 8 bits and one scale a tensor, unsigned, zero point 0 (every one
-follows a ReLU). CPUs without VNNI (AVX2, the first AVX-512 Xeons) add two neighbouring products up in 16 bits and saturate;
-so the levels of two neighbouring input channels of a kernel never sum to more than 128: 255·128 fits, and one graph is right
-on every CPU. It costs next to nothing (mean squared error that rounding makes of `small` on Kodak24: 1.51 grey levels², 1.52
-without the rule, 2.51 with 7 bits for all).
+follows a ReLU). That neighbouring levels never overflow 16 bits (`models/quantization.py`) costs next to nothing (mean
+squared error that rounding makes of `small` on Kodak24: 1.51 grey levels², 1.52 without the rule, 2.51 with 7 bits for all).
 
 Where something stands between a convolution and its ReLU (modulation, an identity skip) or nothing follows (the tail), the
 convolution's own output is quantized as well, with a lowest value and a scale for every channel that are folded into its
@@ -22,29 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..quantization import ACTIVATION_LEVELS, weight_limit, without_overflow
 from .blocks import Modulation
 from .config import RDSRConfig
 from .decoder import RepDecoder
 
 __all__ = [
-    "ACTIVATION_LEVELS",
-    "PAIR_LEVELS",
     "TENSORS",
-    "WEIGHT_LEVELS",
     "Only",
     "QuantizedConv",
     "QuantizedDecoder",
     "TracedDecoder",
     "merged_skip",
-    "weight_scales",
 ]
-
-WEIGHT_LEVELS = 127
-"""Quantized weights are whole numbers of −127 … 127."""
-PAIR_LEVELS = 128
-"""Largest sum of the levels of two neighbouring input channels (2k and 2k + 1), either way."""
-ACTIVATION_LEVELS = 255
-"""Quantized activations are whole numbers of 0 … 255."""
 
 _BIAS_LEVELS = 2**31 - 1
 
@@ -66,7 +54,7 @@ class _FakeQuantize(torch.autograd.Function):
         rounded = levels.clamp(low, high).round_()
         ctx.bounds = low, high
         ctx.save_for_backward(levels, log_scale)
-        return (_without_overflow(rounded) if pairs else rounded) * scale
+        return (without_overflow(rounded) if pairs else rounded) * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -82,29 +70,6 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _fake_quantize(x: Tensor, log_scale: Tensor, low: int, high: int, *, pairs: bool = False) -> Tensor:
     return _FakeQuantize.apply(x, log_scale, low, high, pairs)  # type: ignore[no-untyped-call]
-
-
-def _without_overflow(levels: Tensor) -> Tensor:
-    """O×I×3×3 levels in which the larger of two neighbours gives way where their sum exceeds `PAIR_LEVELS`."""
-    first, second = levels[:, 0::2], levels[:, 1::2]
-    excess = first + second
-    excess = excess - excess.clamp(-PAIR_LEVELS, PAIR_LEVELS)
-    larger = first.abs() >= second.abs()
-    return torch.stack([first - excess * larger, second - excess * ~larger], dim=2).flatten(1, 2)
-
-
-def weight_scales(weight: Tensor) -> Tensor:
-    """O×I×3×3 → O×1×1×1, the smallest scales at which levels neither clip nor overflow."""
-    limits = [weight.abs().amax(dim=(1, 2, 3), keepdim=True) / weight_limit(weight.shape[1])]
-    if weight.shape[1] % 2 == 0:
-        pairs = (weight[:, 0::2] + weight[:, 1::2]).abs()
-        limits.append(pairs.amax(dim=(1, 2, 3), keepdim=True) / PAIR_LEVELS)
-    return torch.stack(limits).amax(dim=0)
-
-
-def weight_limit(inputs: int) -> int:
-    """Largest level of a weight: with an odd number of channels neighbours differ from engine to engine, so half for all."""
-    return WEIGHT_LEVELS if inputs % 2 == 0 else PAIR_LEVELS // 2
 
 
 class QuantizedConv(nn.Module):

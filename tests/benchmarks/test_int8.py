@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rdsr.benchmarks.flops import convolution_gflops
-from rdsr.benchmarks.int8 import convolution_stack
+from rdsr.benchmarks.peaks import convolution_stack
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
 from rdsr.models.rdsr import PRESETS, RDSR

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rdsr.benchmarks.engine_room import Subject, measure_memory
-from rdsr.benchmarks.int8 import checkpoint_of
 from rdsr.benchmarks.load import measure_load, plot_load
 from rdsr.benchmarks.process import resident_mb
 from rdsr.benchmarks.reports import FIGURE_COLUMNS, LOAD_COLUMNS, write_table
+from rdsr.benchmarks.subjects import checkpoint_of
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.runtime import Upscaler
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rdsr.models.errors import CheckpointError
+from rdsr.models.quantization import PAIR_LEVELS, WEIGHT_LEVELS
 from rdsr.models.rdsr import RDSR
 from rdsr.models.rdsr.calibrate import Ranges, Sample, calibrate, sample_of
-from rdsr.models.rdsr.quantized import PAIR_LEVELS, TENSORS, WEIGHT_LEVELS, QuantizedConv, QuantizedDecoder, _fake_quantize
+from rdsr.models.rdsr.quantized import TENSORS, QuantizedConv, QuantizedDecoder, _fake_quantize
 from rdsr.models.registry import load_model
 from rdsr.tests.conftest import CONFIG, random_network, write_checkpoint
 

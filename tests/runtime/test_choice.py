@@ -144,7 +144,7 @@ def test_a_cap_counts_as_the_cpu_and_is_named(bundle: Path, monkeypatch: pytest.
 SATURATING = """
 import sys, numpy as np, onnx
 from onnx import numpy_helper
-from rdsr.benchmarks.int8 import convolution_stack
+from rdsr.benchmarks.peaks import convolution_stack
 from rdsr.runtime.engines import load_session
 
 model = onnx.load_from_string(convolution_stack(channels=16, depth=1))

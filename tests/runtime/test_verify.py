@@ -21,7 +21,7 @@ from rdsr.tests.conftest import replace_file, rewrite_manifest
 def test_good_bundle_passes(exported: Path) -> None:
     report = verify(Bundle(exported)).to_dict()
     assert report["passed"] is True
-    assert set(report) == {"bundle", "arch", "scale", "params", "steps", "variants", "fusion", "passed"}
+    assert set(report) == {"bundle", "arch", "scale", "params", "weights", "steps", "variants", "fusion", "passed"}
     assert len(report["variants"]) == (13 if cpu.has_bf16() else 10)
 
 

@@ -1,0 +1,284 @@
+"""`rdsr bench latency`: models × engines × precisions × sizes × threads, every row in its own processes, interleaved."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..runtime import cpu
+from ..runtime.bundle import Bundle
+from ..runtime.cache import cache_folder
+from ..runtime.engines import supported_precisions
+from ..runtime.files import atomic_write, dump_json
+from ..runtime.processes import call_apart
+from .errors import BenchmarkError
+from .host import commit, describe_host, now
+from .latency_rows import BASELINE, Job, compare, fit_exponents, row_of
+from .subjects import Subject
+
+__all__ = ["BACKENDS", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
+
+Progress = Callable[[str], None]
+Sample = Mapping[str, Any]
+BACKENDS = ("torch-eager", "torch-compile", "onnxruntime", "openvino", "opencv")
+PRECISIONS = ("fp32", "bf16", "int8", "uint8")
+SWEEPS = ("size", "threads", "batch")
+"""What may be swept."""
+_LARGEST_SHARE = 0.25
+"""Of the budget that one call in a sweep may be expected to take."""
+_TIMEOUT = 900.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How long and how to measure."""
+
+    budget: float = 600.0
+    """Seconds for all timing, exports not counted; every row runs once in any case."""
+    rounds: int = 5
+    """Rounds at most."""
+    isa_cap: str | None = None
+    """Limit to the instruction sets of oneDNN (OpenVINO, torch), e.g. "AVX512_CORE_VNNI"."""
+    sweep: str | None = None
+    """One of `SWEEPS`, where the jobs are points of series."""
+    peaks: bool = True
+    """Whether to measure what the machine can do at best."""
+
+
+def jobs_of(
+    subjects: Sequence[Subject],
+    *,
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int],
+    threads: Sequence[int],
+) -> list[Job]:
+    """Every combination that exists; empty `backends` and `precisions` mean all there are.
+
+    Raises `BenchmarkError` for unknown names, and where what was asked for leaves a model without a row.
+    """
+    for kind, asked, known in (("backend", backends, BACKENDS), ("precision", precisions, PRECISIONS)):
+        if unknown := [name for name in asked if name not in known]:
+            raise BenchmarkError(f"no {kind} is called {unknown[0]!r}; known are {', '.join(known)}")
+    jobs = []
+    for subject in subjects:
+        ways = [
+            (backend, precision)
+            for backend, precision in _ways(subject)
+            if (not backends or backend in backends or subject.kind == "bicubic")
+            and (not precisions or precision in precisions or subject.kind == "bicubic")
+        ]
+        if not ways:
+            have = ", ".join(" ".join(way) for way in _ways(subject))
+            raise BenchmarkError(f"{subject.model} runs in none of what was asked for; it has {have}")
+        for size in sizes:
+            for batch in batches:
+                for count in threads:
+                    jobs += [Job(subject, backend, precision, size, batch, count) for backend, precision in ways]
+    return jobs
+
+
+def _ways(subject: Subject) -> list[tuple[str, str]]:
+    """(backend, precision) that a subject can be run in on this machine."""
+    if subject.kind == "bicubic":
+        return [("opencv", "uint8")]
+    engines = ("onnxruntime", "openvino")
+    if subject.kind == "onnx":
+        return _ways_of_file(Path(str(subject.path)))
+    if subject.kind == "function":
+        return [("torch-eager", "fp32")]
+    manifest = Bundle(subject.path).manifest
+    ways = [("torch-eager", "fp32"), ("torch-compile", "fp32")] if subject.kind == "network" else []
+    for engine in engines:
+        for precision in supported_precisions(engine):
+            if manifest.proven(precision, engine) and (precision != "bf16" or cpu.has_bf16()):
+                ways.append((engine, precision))
+    return ways
+
+
+def _ways_of_file(path: Path) -> list[tuple[str, str]]:
+    from .onnx_model import read_input
+
+    own = ("int8",) if read_input(path).quantized else ("fp32", "bf16")
+    engines = ("openvino",) if path.suffix.lower() == ".xml" else ("onnxruntime", "openvino")
+    return [
+        (engine, precision)
+        for engine in engines
+        for precision in own
+        if precision in supported_precisions(engine) and (precision != "bf16" or cpu.has_bf16())
+    ]
+
+
+class _State:
+    """Samples so far, kept beside the results so that a run that was cut off goes on."""
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self.samples: dict[str, list[Sample]] = {}
+        self.errors: dict[str, str] = {}
+        self.seconds = 0.0
+        """Spent by runs before this one."""
+        if path is not None and path.is_file():
+            try:
+                content = json.loads(path.read_bytes())
+                if content["identity"] == identity:
+                    self.samples, self.errors, self.seconds = content["samples"], content["errors"], content["seconds"]
+            except (ValueError, KeyError, TypeError, OSError):
+                pass  # damaged: measured anew
+
+    def write(self, seconds: float) -> None:
+        if self.path is not None:
+            content = {"identity": self.identity, "samples": self.samples, "errors": self.errors, "seconds": seconds}
+            atomic_write(self.path, dump_json(content).encode())
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def measure_latency(
+    jobs: Sequence[Job], options: Options, *, partial: Path | None = None, progress: Progress = lambda step: None
+) -> dict[str, Any]:
+    """Run every job over interleaved rounds and report, in the design's JSON form.
+
+    `partial`: file in which samples are kept while this runs; a call with the same jobs goes on from there. A row that fails
+    says why, and the others go on.
+    """
+    host = describe_host()
+    identity = hashlib.sha256(
+        json.dumps([host, [dataclasses.asdict(job) for job in jobs], options.isa_cap]).encode()
+    ).hexdigest()
+    state = _State(partial, identity)
+    environment = _environment(options, jobs)
+    begun = time.perf_counter() - state.seconds
+
+    def spent() -> float:
+        return time.perf_counter() - begun
+
+    costs: dict[str, float] = {}
+    for turn in range(options.rounds):
+        left = [job for job in jobs if len(state.samples.get(job.key, ())) <= turn and job.key not in state.errors]
+        if turn and spent() + sum(costs.get(job.key, 0.0) for job in left) > options.budget:
+            break
+        for index, job in enumerate(left if turn % 2 == 0 else left[::-1]):
+            progress(f"round {turn + 1} of {options.rounds}, {index + 1} of {len(left)}: {job.key}")
+            started = time.perf_counter()
+            _one(job, jobs, state, environment, _slice(options, turn, len(jobs), spent()), options)
+            costs[job.key] = time.perf_counter() - started
+            state.write(spent())
+    peaks = _peaks(jobs, environment, progress) if options.peaks else []
+    rows = [row_of(job, state.samples.get(job.key, []), state.errors.get(job.key), peaks) for job in jobs]
+    compare(rows)
+    report = {
+        "date": now(),
+        "commit": commit(),
+        "host": host | {"isa_cap": options.isa_cap or host["isa_cap"]},
+        "threads": jobs[0].threads if len({job.threads for job in jobs}) == 1 else sorted({job.threads for job in jobs}),
+        "seconds": round(spent(), 1),
+        "settings": _settings(options),
+        "baseline": BASELINE,
+        "peaks": peaks,
+        "rows": rows,
+    }
+    if options.sweep is not None:
+        report |= {"sweep": options.sweep, "fits": fit_exponents(rows, options.sweep)}
+    state.remove()
+    return report
+
+
+def _environment(options: Options, jobs: Iterable[Job]) -> dict[str, str]:
+    environment = {}
+    if options.isa_cap:
+        environment["ONEDNN_MAX_CPU_ISA"] = options.isa_cap
+    if any(job.backend == "torch-compile" for job in jobs):
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "bench" / "torch-inductor")
+    return environment
+
+
+def _settings(options: Options) -> list[str]:
+    settings = [
+        "Every row: an array of uint8 pictures in, an array of uint8 pictures out, in processes of its own, one a round.",
+        "Threads are set in every engine (torch: intra-op, one inter-op; ONNX Runtime: no spinning; OpenVINO: no pinning).",
+        "Precision is set in every engine: OpenVINO's float32 rows never run in bf16.",
+        "Bundles run through rdsr.runtime.Upscaler; torch runs the fused network as one module, compiled for the one size.",
+        "Cold start: from the start of the process to the first picture; model caches are warm from the second round on.",
+    ]
+    if options.isa_cap:
+        settings.append(
+            f"ONEDNN_MAX_CPU_ISA={options.isa_cap}: it limits OpenVINO and torch; ONNX Runtime's own kernels know no limit."
+        )
+    return settings
+
+
+def _slice(options: Options, turn: int, jobs: int, spent: float) -> float:
+    """Seconds of calls for a row in this round: half of its part of the budget, for starting takes time as well."""
+    rounds = options.rounds - turn
+    return max(0.1, 0.5 * (options.budget - spent) / (rounds * jobs))
+
+
+def _one(
+    job: Job, jobs: Sequence[Job], state: _State, environment: Mapping[str, str], seconds: float, options: Options
+) -> None:
+    if options.sweep is not None and (reason := _beyond(job, jobs, state, options)) is not None:
+        state.errors[job.key] = reason
+        return
+    variables = {**environment, "OMP_NUM_THREADS": str(job.threads)}
+    try:
+        arguments = [dataclasses.asdict(job) | {"seconds": seconds}]
+        sample = call_apart(f"{__package__}.latency_worker", "measure", arguments, timeout=_TIMEOUT, environment=variables)
+        state.samples.setdefault(job.key, []).append(sample)
+    except ChildProcessError as error:
+        state.errors[job.key] = " ".join(str(error).split())
+
+
+def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> str | None:
+    """Why a point of a sweep is not run, by what the series' smaller points so far let expect."""
+    points = []
+    for other in jobs:
+        samples = state.samples.get(other.key)
+        if samples and other.series == job.series and other.threads == job.threads:
+            points.append((other.pixels, statistics.median(samples[0]["times_ms"]) / 1e3, samples[0]["peak_rss_mb"]))
+    wanted = job.pixels
+    smaller = sorted(point for point in points if point[0] < wanted)
+    if not smaller:
+        return None
+    pixels, seconds, megabytes = smaller[-1]
+    expected = seconds * wanted / pixels
+    if expected > _LARGEST_SHARE * options.budget:
+        return f"not run: it would take some {expected:.0f} s a call, more than a quarter of the budget"
+    growth = 0.0 if len(smaller) < 2 else (megabytes - smaller[-2][2]) / (pixels - smaller[-2][0])
+    need, have = megabytes + growth * (wanted - pixels), psutil.virtual_memory().total / 2**20
+    if need > 0.8 * have:
+        return f"not run: it would need some {need / 1024:.0f} GiB of memory, of {have / 1024:.0f} here"
+    return None
+
+
+def _peaks(jobs: Sequence[Job], environment: Mapping[str, str], progress: Progress) -> list[dict[str, Any]]:
+    """The best that each engine does at each precision and thread count; nothing for what fails."""
+    ways = {
+        ("torch-eager" if job.backend == "torch-compile" else job.backend, job.precision, job.threads)
+        for job in jobs
+        if job.backend != "opencv"
+    }
+    peaks = []
+    for backend, precision, threads in sorted(ways):
+        progress(f"peak of {backend} {precision}, {threads} threads")
+        try:
+            peaks.append(
+                call_apart(
+                    f"{__package__}.peaks", "measure_peak", [backend, precision, threads],
+                    timeout=_TIMEOUT, environment=environment,
+                )
+            )  # fmt: skip
+        except ChildProcessError:
+            continue
+    return peaks

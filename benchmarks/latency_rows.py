@@ -1,0 +1,182 @@
+"""Rows of `rdsr bench latency`: from what their processes measured to medians, shares, ratios and exponents."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.bundle import Bundle
+from .flops import graph_facts
+from .subjects import DIFFIR, Subject
+
+__all__ = ["BASELINE", "Job", "compare", "fit_exponents", "row_of"]
+
+BASELINE = {"model": DIFFIR, "backend": "torch-eager", "precision": "fp32"}
+"""What every other row's time is set against, at the same size, batch and threads."""
+LEAST_ROUNDS = 3
+LARGEST_SPREAD = 0.1
+"""Of the rounds' medians (interquartile range over median) up to which a row counts as stable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One row: what runs, and how."""
+
+    subject: Subject
+    backend: str
+    precision: str
+    size: tuple[int, int]
+    """LR height and width."""
+    batch: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """Names the row among others."""
+        height, width = self.size
+        return f"{self.subject.model} {self.backend} {self.precision} {height}x{width} b{self.batch} t{self.threads}"
+
+    @property
+    def pixels(self) -> int:
+        """LR pixels of all its pictures."""
+        return self.size[0] * self.size[1] * self.batch
+
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """What a sweep's points have in common."""
+        return self.subject.model, self.backend, self.precision
+
+
+def row_of(
+    job: Job, samples: Sequence[Mapping[str, Any]], error: str | None, peaks: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One row in the design's JSON form, of what its processes measured, or of the error that stopped it."""
+    row: dict[str, Any] = {
+        "model": job.subject.model,
+        "weights": job.subject.weights,
+        "backend": job.backend,
+        "precision": job.precision,
+        "size": list(job.size),
+        "batch": job.batch,
+        "threads": job.threads,
+    }
+    row |= dict.fromkeys(_MEASURED)
+    row["error"] = error or (None if samples else "not run")
+    if row["error"]:
+        return row
+    times = np.concatenate([sample["times_ms"] for sample in samples])
+    medians = [statistics.median(sample["times_ms"]) for sample in samples]
+    p50 = float(np.median(times))
+    low, high = np.percentile(medians, [25, 75])
+    spread = float((high - low) / np.median(medians))
+    gflops, params_m = _facts(job)
+    throughput = None if gflops is None else gflops / p50 * 1e3
+    peak = _peak_of(job, peaks)
+    row |= {
+        "rounds": len(samples),
+        "runs": len(times),
+        "p50_ms": round(p50, 3),
+        "p90_ms": round(float(np.percentile(times, 90)), 3),
+        "p99_ms": round(float(np.percentile(times, 99)), 3),
+        "min_ms": round(float(times.min()), 3),
+        "spread": round(spread, 4),
+        "stable": len(samples) >= LEAST_ROUNDS and spread <= LARGEST_SPREAD,
+        "cold_start_ms": round(statistics.median(sample["cold_start_ms"] for sample in samples), 1),
+        "peak_rss_mb": round(statistics.median(sample["peak_rss_mb"] for sample in samples), 1),
+        "gflops": None if gflops is None else round(gflops, 3),
+        "params_m": None if params_m is None else round(params_m, 4),
+        "throughput_gflops": None if throughput is None else round(throughput, 1),
+        "share_of_peak": None if throughput is None or peak is None else round(throughput / peak, 4),
+    }
+    return row
+
+
+_MEASURED = (
+    "rounds", "runs", "p50_ms", "p90_ms", "p99_ms", "min_ms", "spread", "stable", "cold_start_ms", "peak_rss_mb", "gflops",
+    "params_m", "throughput_gflops", "share_of_peak", "speedup_vs_baseline",
+)  # fmt: skip
+
+
+def _peak_of(job: Job, peaks: Sequence[Mapping[str, Any]]) -> float | None:
+    backend = "torch-eager" if job.backend == "torch-compile" else job.backend
+    for peak in peaks:
+        if (peak["backend"], peak["precision"], peak["threads"]) == (backend, job.precision, job.threads):
+            return float(max(peak["convolution_gflops"], peak["matmul_gflops"]))
+    return None
+
+
+_known_facts: dict[tuple[str | None, tuple[int, int]], tuple[float, float]] = {}
+
+
+def _facts(job: Job) -> tuple[float | None, float | None]:
+    """(10⁹ operations of the whole batch, parameters in millions), counted from the graphs; None for what has none."""
+    subject, (height, width) = job.subject, job.size
+    if subject.kind not in ("network", "bundle", "onnx"):
+        return None, None
+    key = subject.path, job.size
+    if key not in _known_facts:
+        try:
+            _known_facts[key] = _count(subject, height, width)
+        except RuntimeError:  # OpenVINO cannot follow the shapes: the time stands without its share
+            return None, subject.params_m
+    gflops, counted = _known_facts[key]
+    return gflops * job.batch, subject.params_m if subject.params_m is not None else counted
+
+
+def _count(subject: Subject, height: int, width: int) -> tuple[float, float]:
+    if subject.kind == "onnx":
+        from .onnx_model import read_input
+
+        path = Path(str(subject.path))
+        taken = read_input(path)
+        return graph_facts(path, {taken.name: taken.shape(1, height, width)})
+    bundle = Bundle(subject.path)
+    lr = (1, 3, height, width)
+    encoder, _ = graph_facts(bundle.graph("encoder"), {"lr": lr})
+    decoder, _ = graph_facts(bundle.graph("decoder"), {"lr": lr, "z": (1, bundle.manifest.latent_size)})
+    return encoder + decoder, bundle.manifest.params / 1e6
+
+
+def compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Set every row against the baseline of its size, batch and threads."""
+
+    def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*row["size"], row["batch"], row["threads"])
+
+    baselines = {
+        place(row): row["p50_ms"] for row in rows if row["p50_ms"] and {key: row[key] for key in BASELINE} == BASELINE
+    }
+    for row in rows:
+        if row["p50_ms"] and place(row) in baselines:
+            row["speedup_vs_baseline"] = round(baselines[place(row)] / row["p50_ms"], 3)
+
+
+def fit_exponents(rows: Sequence[Mapping[str, Any]], sweep: str) -> list[dict[str, Any]]:
+    """For every model, backend and precision: p such that time ∝ (pixels, threads or pictures)^p; least squares of logs."""
+    series: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        points = series.setdefault((row["model"], row["backend"], row["precision"]), [])
+        if row["p50_ms"]:
+            height, width = row["size"]
+            x = {"size": height * width, "threads": row["threads"], "batch": row["batch"]}[sweep]
+            points.append((math.log(x), math.log(row["p50_ms"])))
+    fits = []
+    for (model, backend, precision), points in series.items():
+        distinct = len({x for x, _ in points}) >= 2
+        exponent = float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0]) if distinct else None
+        fits.append(
+            {
+                "model": model,
+                "backend": backend,
+                "precision": precision,
+                "exponent": None if exponent is None else round(exponent, 4),
+                "points": len(points),
+            }
+        )
+    return fits

@@ -1,0 +1,116 @@
+"""One row of `rdsr bench latency`, in a process of its own: cold start, calls, peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from .process import peak_mb
+
+__all__ = ["measure", "time_calls"]
+
+Pictures = NDArray[np.uint8]
+_MOST_CALLS = 500
+_LONG_WARM_UP = 0.5
+"""Seconds; after a first call that took longer, no other call is needed to be warm."""
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Start, call once, and call again for `job["seconds"]`; see `latency.Job` for the rest. Raises what goes wrong."""
+    height, width = job["size"]
+    pictures = np.random.default_rng(0).integers(0, 256, (job["batch"], height, width, 3), dtype=np.uint8)
+    call = _KINDS[job["subject"]["kind"]](job)
+    started = time.perf_counter()
+    call(pictures)
+    first = time.perf_counter() - started
+    cold = time.time() - psutil.Process().create_time()
+    times = time_calls(lambda: call(pictures), seconds=job["seconds"], warm_up=0 if first > _LONG_WARM_UP else 2)
+    return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb()}
+
+
+def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int) -> list[float]:
+    """Milliseconds of single calls, one at least, as many as begin within `seconds`, after `warm_up` uncounted ones."""
+    for _ in range(warm_up):
+        call()
+    begun = time.perf_counter()
+    times: list[float] = []
+    while not times or (time.perf_counter() - begun < seconds and len(times) < _MOST_CALLS):
+        started = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+def _bicubic(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    import cv2
+
+    cv2.setNumThreads(job["threads"])
+    scale = job["subject"]["scale"]
+    return lambda pictures: [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for p in pictures]
+
+
+def _bundle(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    from ..runtime.upscaler import Upscaler
+
+    upscaler = Upscaler.load(
+        job["subject"]["path"], backend=job["backend"], precision=job["precision"], threads=job["threads"]
+    )
+    return lambda pictures: [upscaler(picture) for picture in pictures]  # it takes them one after another
+
+
+def _network(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    return _torch(job) if job["backend"].startswith("torch") else _bundle(job)
+
+
+def _torch(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    """The fused network with uint8 ends, eager or compiled."""
+    import torch
+
+    from ..export.graphs import SingleGraph
+    from ..models.registry import load_model
+    from ..runtime.pipeline import initial_noise
+
+    torch.set_num_threads(job["threads"])
+    torch.set_num_interop_threads(1)
+    network: Any = load_model(Path(job["subject"]["checkpoint"])).network.fuse()  # type: ignore[operator]
+    module: Any = SingleGraph(network, torch.from_numpy(initial_noise(0, network.latent_size))).eval()
+    if job["backend"] == "torch-compile":
+        module = torch.compile(module, dynamic=False)
+
+    def call(pictures: Pictures) -> object:
+        with torch.inference_mode():
+            return module(torch.from_numpy(pictures)).numpy()
+
+    return call
+
+
+def _onnx(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    from .onnx_model import OnnxModel
+
+    return OnnxModel(
+        Path(job["subject"]["path"]), backend=job["backend"], precision=job["precision"], threads=job["threads"]
+    )
+
+
+def _function(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    """A Python function "module:name" that makes the callable from the job: for tests of the harness itself."""
+    import importlib
+
+    module, _, name = job["subject"]["path"].partition(":")
+    made: Callable[[Pictures], object] = getattr(importlib.import_module(module), name)(job)
+    return made
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], Callable[[Pictures], object]]] = {
+    "bicubic": _bicubic,
+    "bundle": _bundle,
+    "network": _network,
+    "onnx": _onnx,
+    "function": _function,
+}

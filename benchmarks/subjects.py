@@ -1,0 +1,189 @@
+"""What a benchmark is asked to measure: a name or a path becomes files that can be run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import Bundle
+from ..runtime.cache import cache_folder
+from ..runtime.errors import BundleError
+from .errors import BenchmarkError
+from .peers import PEERS, export_peer
+
+__all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "network_of"]
+
+Progress = Callable[[str], None]
+BICUBIC = "bicubic"
+DIFFIR = "diffir"
+"""DiffIR-S2 in its official ×4 configuration, with random weights."""
+_KEPT = "bench"
+"""Folder in the user's cache for what was exported to be measured."""
+_SOURCES = ("models", "export", "runtime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model, ready to be run."""
+
+    model: str
+    """As it was named by the user."""
+    kind: str
+    """"network" (a checkpoint, and the bundle that was made of it), "bundle", "onnx" or "bicubic"."""
+    weights: str
+    """"trained", "random" (right for time and memory, meaningless for quality), "given" (nothing is known) or "none"."""
+    scale: int | None
+    """Upscaling factor; None where it only shows when it runs."""
+    params_m: float | None
+    """Deployed parameters in millions."""
+    checkpoint: str | None = None
+    """File for torch."""
+    path: str | None = None
+    """Bundle folder or ONNX file."""
+
+
+def network_of(model: str) -> Any | None:
+    """A network with random weights by the name of a preset ("rdsr-base", "base", …) or `DIFFIR`; None for other names."""
+    import torch
+
+    from ..models.diffir import OFFICIAL_X4, DiffIR
+    from ..models.rdsr import PRESETS, RDSR
+
+    torch.manual_seed(0)
+    if model == DIFFIR:
+        return DiffIR(OFFICIAL_X4)
+    preset = model.removeprefix("rdsr-")
+    if preset not in PRESETS:
+        return None
+    network = RDSR(PRESETS[preset])
+    with torch.no_grad():
+        for parameter in network.decoder.modulation.parameters():  # they start as zero, and zeros would be optimized away
+            parameter.normal_(std=0.01)
+    return network
+
+
+def checkpoint_of(model: str, scratch: Path) -> tuple[Path, str, Any]:
+    """(file, "trained" or "random", network) of a checkpoint, a shipped model, or a name that `network_of` knows.
+
+    Raises `BenchmarkError` for what is none of these.
+    """
+    from ..models.checkpoint import save_checkpoint
+    from ..models.rdsr import PRESETS
+    from ..models.registry import load_model, resolve_checkpoint
+
+    path = resolve_checkpoint(model)
+    if path.is_file():
+        loaded = load_model(path)
+        return path, "random" if loaded.random else "trained", loaded.network
+    network = network_of(model)
+    if network is None:
+        raise BenchmarkError(
+            f"{model} is neither a checkpoint nor a shipped model nor a preset ({', '.join(PRESETS)}) nor {DIFFIR}"
+        )
+    path = scratch / f"{model}.safetensors"
+    arch = "diffir" if model == DIFFIR else "rdsr"
+    save_checkpoint(path, network.state_dict(), arch, network.config.to_dict(), {"weights": "random"})
+    return path, "random", network
+
+
+def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
+    """What a name stands for; what has to be exported first is, once, and kept in the user's cache folder.
+
+    A bundle folder, an ONNX or OpenVINO IR file, a checkpoint, a shipped model, a preset, "diffir", "bicubic", or a peer's
+    name (`benchmarks/peers.py`). Raises `BenchmarkError`, and what reading and exporting raise.
+    """
+    path = Path(model)
+    if model == BICUBIC:
+        return Subject(model, BICUBIC, "none", 4, None)
+    if path.is_dir():
+        manifest = Bundle(path).manifest
+        return Subject(model, "bundle", manifest.weights, manifest.scale, manifest.params / 1e6, path=str(path.resolve()))
+    if path.suffix.lower() in (".onnx", ".xml"):
+        if not path.is_file():
+            raise BenchmarkError(f"cannot read {path}: there is no such file")
+        return Subject(model, "onnx", "given", None, None, path=str(path.resolve()))
+    if model in PEERS and not path.exists():
+        return _peer(model, progress)
+    return _exported(model, progress)
+
+
+def _kept_folder() -> Path:
+    try:
+        folder = cache_folder() / _KEPT
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise BenchmarkError(f"there is no cache folder to export to ({error}); RDSR_CACHE_DIR names one") from error
+    return folder
+
+
+def _sources() -> str:
+    """Digest of what makes graphs: an export of other code is another export."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update((root / "benchmarks" / "_peer_networks.py").read_bytes())
+    for tool in ("torch", "onnx", "onnxsim", "openvino", "onnxruntime"):
+        digest.update(importlib.metadata.version(tool).encode())
+    return digest.hexdigest()
+
+
+def _peer(model: str, progress: Progress) -> Subject:
+    target = _kept_folder() / f"{model}-{_sources()[:16]}.onnx"
+    if not target.is_file():
+        progress(f"export {model}")
+        fresh = target.with_suffix(".tmp")
+        export_peer(model, fresh)
+        fresh.replace(target)
+    return Subject(model, "onnx", "random", 4, PEERS[model].params_m, path=str(target))
+
+
+def _exported(model: str, progress: Progress) -> Subject:
+    from ..export.exporter import ExportOptions, export_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, weights, network = checkpoint_of(model, Path(scratch))
+        content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        name = f"{checkpoint.stem[:40]}-{hashlib.sha256((content + _sources()).encode()).hexdigest()[:16]}"
+        folder = _kept_folder() / f"{name}.bundle"
+        if weights == "random":
+            kept = _kept_folder() / f"{name}.safetensors"
+            if not kept.is_file():
+                shutil.copyfile(checkpoint, kept.with_suffix(".tmp"))
+                kept.with_suffix(".tmp").replace(kept)
+            checkpoint = kept
+        if not _is_whole(folder):
+            options = ExportOptions(
+                checkpoint=checkpoint,
+                output=folder,
+                max_psnr_drop=1e3,  # what int8 loses is `rdsr export`'s business; here every precision shall be timed
+                single_graph=False,
+                force=folder.exists(),
+            )
+            result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
+            if not result.passed:
+                raise BenchmarkError(f"{model} is not measured: its export failed the proof")
+    return Subject(
+        model,
+        "network",
+        weights,
+        network.scale,
+        network.inference_parameters() / 1e6,
+        checkpoint=str(checkpoint.resolve()),
+        path=str(folder),
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Bundle(folder).check()
+    except BundleError:
+        return False
+    return True

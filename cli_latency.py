@@ -1,0 +1,132 @@
+"""`rdsr bench latency` and `rdsr bench report`: the ratios that a chooser of models needs, and the page that shows them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_bench import bench_app, parse_sizes, show_rows
+from .console import JsonOption, command, stderr, stdout, steps_shown
+
+__all__: list[str] = []
+
+_SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
+_SWEPT_BATCHES = (1, 2, 4, 8)
+
+
+@bench_app.command()
+@command
+def latency(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="rdsr-base|small|tiny, diffir, bicubic, a bundle, checkpoint, ONNX or IR file, a peer (span, …)."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="torch-eager, torch-compile, onnxruntime, openvino, opencv; default: all but torch-compile."),
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; default: all.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help="HxW of the LR picture; default 128x128; may be repeated.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures a call; may be repeated.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="size, threads or batch: how time grows, with fitted exponents.")] = None,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds of timing, in all.")] = 600.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Interleaved rounds, at most.")] = 5,
+    isa_cap: Annotated[
+        str | None, typer.Option(help="ONEDNN_MAX_CPU_ISA for the rows, e.g. AVX512_CORE_VNNI (Cascade Lake).")
+    ] = None,
+    peaks: Annotated[bool, typer.Option(help="Measure the machine's peak, for each row's share of it.")] = True,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for latency.json and .md (or sweep-…); resumable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time models on engines, each row in its own processes, rounds interleaved; ratios to DiffIR in torch eager float32.
+
+    Example: rdsr bench latency --model rdsr-small --model diffir --threads 2 -o bench/
+    """
+    from .benchmarks import latency as bench
+    from .benchmarks.errors import BenchmarkError
+    from .benchmarks.peers import PEERS, published
+    from .benchmarks.reports import LATENCY_COLUMNS, SWEEP_COLUMNS, write_table
+    from .benchmarks.subjects import find_subject
+    from .runtime import cpu
+    from .runtime.files import atomic_write, dump_json
+
+    if sweep is not None and sweep not in bench.SWEEPS:
+        raise BenchmarkError(f"a sweep is over {', '.join(bench.SWEEPS)}, not {sweep!r}")
+    swept = _SWEPT_SIZES if sweep == "size" else ("128x128",)
+    sizes = parse_sizes(size, swept)
+    counts = threads or (_powers(cpu.process_threads()) if sweep == "threads" else [cpu.available_threads()])
+    batches = batch or (list(_SWEPT_BATCHES) if sweep == "batch" else [1])
+    wanted = model or ["rdsr-base", "rdsr-small", "rdsr-tiny", "diffir", "bicubic"]
+    with steps_shown("latency") as progress:
+        subjects = [find_subject(name, progress) for name in dict.fromkeys(wanted)]
+        jobs = bench.jobs_of(
+            subjects,
+            backends=backend or [name for name in bench.BACKENDS if name != "torch-compile"],
+            precisions=precision or [],
+            sizes=sizes,
+            batches=batches,
+            threads=counts,
+        )
+        name = "latency" if sweep is None else f"sweep-{sweep}"
+        options = bench.Options(budget=budget, rounds=rounds, isa_cap=isa_cap, sweep=sweep, peaks=peaks)
+        with tempfile.TemporaryDirectory() as scratch:
+            partial = (output or Path(scratch)) / f"{name}.partial.json"
+            report = bench.measure_latency(jobs, options, partial=partial, progress=progress)
+    rows = [row | {"size": "×".join(map(str, row["size"]))} for row in report["rows"]]
+    columns = LATENCY_COLUMNS
+    if sweep is not None:
+        exponents = {(fit["model"], fit["backend"], fit["precision"]): fit["exponent"] for fit in report["fits"]}
+        rows = [row | {"exponent": exponents[row["model"], row["backend"], row["precision"]]} for row in rows]
+        columns = SWEEP_COLUMNS
+    if output is not None:
+        write_table(output, name, report, columns, rows)
+        if peers := [name for name in wanted if name in PEERS]:
+            atomic_write(output / "peers.json", dump_json(published(peers)).encode())
+    show_rows(report, columns, rows, as_json)
+    _say_what_went_wrong(report)
+
+
+def _say_what_went_wrong(report: dict[str, Any]) -> None:
+    def named(row: dict[str, Any]) -> str:
+        return f"{row['model']}, {row['backend']} {row['precision']}, {row['size'][0]}×{row['size'][1]}"
+
+    for row in report["rows"]:
+        if row["error"]:
+            stderr.print(f"rdsr: {named(row)}: {row['error']}", style="red")
+        elif not row["stable"]:
+            stderr.print(f"rdsr: {named(row)} is not stable: {row['rounds']} rounds, spread {row['spread']:.0%}")
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself."""
+    return sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most})
+
+
+@bench_app.command()
+@command
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder with latency.json, and what else there is.")],
+    readme: Annotated[
+        Path | None, typer.Option(help="Markdown file whose text between the bench marks is replaced by the table.")
+    ] = None,
+) -> None:
+    """One HTML page and its Markdown twin of the results in a folder: tables, ratios, fronts, scaling, memory, crops.
+
+    Example: rdsr bench report -o bench/
+    """
+    import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
+
+    from .benchmarks.report import update_readme, write_report
+
+    paths = write_report(output)
+    if readme is not None:
+        update_readme(readme, output)
+    stdout.print(f"{paths.html}\n{paths.markdown}")

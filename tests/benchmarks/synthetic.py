@@ -1,0 +1,30 @@
+"""Models of known time and memory, for tests of the latency harness; made in its worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def sleeper(job: Mapping[str, Any]) -> Callable[[Any], object]:
+    """Sleeps as many milliseconds as its name says: "sleep-20"; leaves a line in the file `checkpoint`, if there is one."""
+    milliseconds = float(job["subject"]["model"].rsplit("-", 1)[1])
+    if job["subject"]["checkpoint"]:
+        with Path(job["subject"]["checkpoint"]).open("a") as file:
+            file.write("started\n")
+    return lambda pictures: time.sleep(milliseconds / 1e3)
+
+
+def grower(job: Mapping[str, Any]) -> Callable[[Any], object]:
+    """Holds as many MiB as its name says while it runs."""
+    size = int(job["subject"]["model"].rsplit("-", 1)[1])
+    return lambda pictures: int(np.ones(size * 2**20, np.uint8).sum())
+
+
+def failing(job: Mapping[str, Any]) -> Callable[[Any], object]:
+    """Fails when it is made."""
+    raise RuntimeError("this engine has lost its way")

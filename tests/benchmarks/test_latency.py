@@ -1,0 +1,284 @@
+"""The latency harness: what it measures is what there is, in any order, cut off or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from rdsr.benchmarks.errors import BenchmarkError
+from rdsr.benchmarks.flops import convolution_gflops, graph_facts
+from rdsr.benchmarks.latency import Options, jobs_of, measure_latency
+from rdsr.benchmarks.latency_rows import Job, fit_exponents
+from rdsr.benchmarks.onnx_model import OnnxModel, read_input
+from rdsr.benchmarks.peaks import float_stack, matmul, measure_peak
+from rdsr.benchmarks.quality import onnx_file
+from rdsr.benchmarks.subjects import Subject, find_subject
+from rdsr.cli import app
+from rdsr.models.registry import load_model
+from rdsr.runtime.bundle import Bundle
+
+SYNTHETIC = "rdsr.tests.benchmarks.synthetic"
+
+
+def synthetic(name: str, function: str, note: Path | None = None) -> Job:
+    subject = Subject(
+        name, "function", "none", None, None, checkpoint=None if note is None else str(note), path=f"{SYNTHETIC}:{function}"
+    )
+    return Job(subject, "torch-eager", "fp32", (8, 8), 1, 1)
+
+
+def sleepers(*milliseconds: int) -> list[Job]:
+    return [synthetic(f"sleep-{each}", "sleeper") for each in milliseconds]
+
+
+def measure(jobs: list[Job], **options: Any) -> dict[str, dict[str, Any]]:
+    report = measure_latency(jobs, Options(**({"budget": 1.0, "rounds": 1, "peaks": False} | options)))
+    return {row["model"]: row for row in report["rows"]}
+
+
+def test_a_model_that_sleeps_a_known_time_takes_that_time() -> None:
+    row = measure(sleepers(30))["sleep-30"]
+    assert row["error"] is None
+    assert row["min_ms"] >= 30
+    assert row["p50_ms"] < 60, "a sleep ends late on a busy machine, and yet not as late as that"
+    assert row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+    assert row["cold_start_ms"] > row["p50_ms"], "the start of the process is in it"
+    assert row["runs"] >= 2
+
+
+def test_a_model_that_allocates_a_known_amount_shows_it() -> None:
+    rows = measure([synthetic("grow-1", "grower"), synthetic("grow-300", "grower")])
+    assert rows["grow-300"]["peak_rss_mb"] - rows["grow-1"]["peak_rss_mb"] == pytest.approx(299, rel=0.1)
+
+
+def test_the_order_of_rows_changes_no_conclusion() -> None:
+    jobs = sleepers(20, 40, 80)
+    forward, backward = measure(jobs), measure(jobs[::-1])
+    for rows in (forward, backward):
+        ranked = sorted(rows, key=lambda model: rows[model]["p50_ms"])
+        assert ranked == ["sleep-20", "sleep-40", "sleep-80"]
+    for model in forward:
+        assert forward[model]["min_ms"] == pytest.approx(backward[model]["min_ms"], rel=0.2)
+
+
+def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
+    rows = measure([synthetic("broken", "failing"), *sleepers(5)])
+    assert "lost its way" in rows["broken"]["error"]
+    assert rows["broken"]["p50_ms"] is None
+    assert rows["sleep-5"]["p50_ms"] >= 5
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    note, partial = tmp_path / "note", tmp_path / "latency.partial.json"
+    jobs = [synthetic("sleep-1", "sleeper", note), synthetic("sleep-2", "sleeper", note)]
+    steps: list[str] = []
+
+    def cut_off(step: str) -> None:
+        steps.append(step)
+        if "sleep-2" in step:
+            raise KeyboardInterrupt
+
+    options = Options(budget=30, rounds=1, peaks=False)
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(jobs, options, partial=partial, progress=cut_off)
+    assert len(note.read_text().splitlines()) == 1
+    report = measure_latency(jobs, options, partial=partial)
+    assert len(note.read_text().splitlines()) == 2, "the first row was not run again"
+    assert all(row["p50_ms"] for row in report["rows"])
+    assert not partial.exists()
+    other = [dataclasses.replace(job, threads=2) for job in jobs]
+    partial.write_text("{}")
+    measure_latency(other, options, partial=partial)
+    assert len(note.read_text().splitlines()) == 4, "what another run left is not mistaken for this one's"
+
+
+def test_rounds_end_with_the_budget_and_few_rounds_are_not_called_stable() -> None:
+    row = measure(sleepers(5), budget=0.5, rounds=50)["sleep-5"]
+    assert 1 <= row["rounds"] < 50
+    assert measure(sleepers(5), rounds=1)["sleep-5"]["stable"] is False
+
+
+def test_exponents_are_those_of_the_points() -> None:
+    rows = [
+        {"model": "m", "backend": "b", "precision": "fp32", "size": [s, s], "threads": 1, "batch": 1, "p50_ms": 3.0 * s**2}
+        for s in (64, 128, 512)
+    ]
+    assert fit_exponents(rows, "size")[0]["exponent"] == pytest.approx(1.0)
+    assert fit_exponents(rows[:1], "size")[0]["exponent"] is None
+    threads = [row | {"threads": count, "p50_ms": 8.0 / count} for row, count in zip(rows, (1, 2, 4), strict=True)]
+    assert fit_exponents(threads, "threads")[0]["exponent"] == pytest.approx(-1.0)
+
+
+def test_points_of_a_sweep_that_would_take_too_long_are_not_run() -> None:
+    (small,) = sleepers(300)
+    large = dataclasses.replace(small, size=(800, 800))
+    report = measure_latency([small, large], Options(budget=60, rounds=1, sweep="size", peaks=False))
+    assert report["rows"][0]["p50_ms"] >= 300
+    assert "more than a quarter of the budget" in report["rows"][1]["error"]
+    assert report["fits"] == [
+        {"model": "sleep-300", "backend": "torch-eager", "precision": "fp32", "exponent": None, "points": 1}
+    ]
+
+
+def test_ratios_are_to_diffir_in_torch_eager_at_the_same_size() -> None:
+    base = synthetic("diffir", "sleeper")
+    base = dataclasses.replace(base, subject=dataclasses.replace(base.subject, path=f"{__name__}:slow"))
+    rows = measure([base, *sleepers(10)])
+    ratio = rows["diffir"]["p50_ms"] / rows["sleep-10"]["p50_ms"]
+    assert rows["sleep-10"]["speedup_vs_baseline"] == pytest.approx(ratio, rel=1e-2)
+    assert rows["diffir"]["speedup_vs_baseline"] == 1
+
+
+def slow(job: dict[str, Any]) -> Any:
+    from rdsr.tests.benchmarks.synthetic import sleeper
+
+    return sleeper(job | {"subject": job["subject"] | {"model": "sleep-50"}})
+
+
+def test_unknown_names_and_empty_rows_are_refused() -> None:
+    bicubic = find_subject("bicubic")
+    everything: dict[str, Any] = {"sizes": [(8, 8)], "batches": [1], "threads": [1]}
+    with pytest.raises(BenchmarkError, match="tensorrt"):
+        jobs_of([bicubic], backends=["tensorrt"], precisions=[], **everything)
+    with pytest.raises(BenchmarkError, match="none of what was asked"):
+        jobs_of([sleepers(1)[0].subject], backends=["openvino"], precisions=[], **everything)
+    with pytest.raises(BenchmarkError, match="neither a checkpoint"):
+        find_subject("rdsr-huge")
+
+
+# -- graphs of others -------------------------------------------------------------------------------------------------
+
+
+def peer(path: Path, *, full_scale: float = 1.0, size: tuple[Any, Any] = ("h", "w"), channels: int = 3) -> Path:
+    """Nearest-neighbour ×2 of NCHW floats; of 0 … 255 it adds and takes off the mean that such networks have."""
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
+    constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    if full_scale != 1.0:
+        constants["mean"] = np.full((1, 3, 1, 1), 110, np.float32)
+        constants["half"] = np.float32(0.5)
+        nodes = [
+            helper.make_node("Sub", ["x", "mean"], ["a"]),
+            helper.make_node("Resize", ["a", "", "scales"], ["b"], mode="nearest"),
+            helper.make_node("Add", ["b", "mean"], ["c"]),
+            helper.make_node("Clip", ["c", "half"], ["y"]),
+        ]
+    height, width = size
+    graph = helper.make_graph(
+        nodes,
+        "peer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, height, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels, None, None])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("full_scale", [1.0, 255.0])
+def test_the_range_of_a_peers_floats_is_found_out(full_scale: float, tmp_path: Path) -> None:
+    candidate = onnx_file(peer(tmp_path / "peer.onnx", full_scale=full_scale), backend="auto", threads=1)
+    assert candidate.scale == 2
+    picture = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    assert np.abs(candidate.run(picture).astype(int) - picture.repeat(2, axis=0).repeat(2, axis=1)).max() <= 1
+
+
+def test_a_peer_of_one_size_is_run_at_that_size_and_refused_at_others(tmp_path: Path) -> None:
+    path = peer(tmp_path / "peer.onnx", size=(24, 32))
+    model = OnnxModel(path, backend="onnxruntime", precision="fp32", threads=1)
+    assert model(np.zeros((1, 24, 32, 3), np.uint8)).shape == (1, 48, 64, 3)
+    with pytest.raises(BenchmarkError, match=r"24×32 alone, not 8×8: ask for --size 24x32"):
+        model(np.zeros((1, 8, 8, 3), np.uint8))
+    assert onnx_file(path, backend="openvino", threads=1).scale == 2
+    rows = measure([Job(find_subject(str(path)), "openvino", "fp32", size, 1, 1) for size in ((24, 32),)])
+    assert rows[str(path)]["p50_ms"] > 0
+    failed = measure([Job(find_subject(str(path)), "onnxruntime", "fp32", (8, 8), 1, 1)])
+    assert "24×32 alone" in failed[str(path)]["error"]
+
+
+def test_what_takes_no_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"needs one input of N×H×W×3 uint8 or N×3×H×W float32, has x: f32"):
+        read_input(peer(tmp_path / "grey.onnx", channels=1))
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(BenchmarkError, match=r"junk\.onnx cannot be benchmarked"):
+        read_input(tmp_path / "junk.onnx")
+    with pytest.raises(BenchmarkError, match="no such file"):
+        find_subject(str(tmp_path / "missing.onnx"))
+
+
+def test_a_peer_of_random_weights_has_no_quality(tmp_path: Path) -> None:
+    path = peer(tmp_path / "noise.onnx")
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("RandomNormalLike", ["y"], ["z"]))
+    model.graph.output[0].name = "z"
+    onnx.save(model, path)
+    with pytest.raises(BenchmarkError, match="nothing like the picture"):
+        onnx_file(path, backend="onnxruntime", threads=1)
+
+
+# -- what a row is set against ----------------------------------------------------------------------------------------
+
+
+def test_operations_counted_from_a_graph_are_those_of_its_convolutions(exported: Path, checkpoint: Path) -> None:
+    gflops, _ = graph_facts(float_stack(8, 3), {"x": (1, 8, 10, 20)})
+    assert gflops == pytest.approx(2 * 3 * 9 * 8 * 8 * 200 / 1e9)
+    gflops, weights = graph_facts(matmul(64), {"x": (64, 64)})
+    assert (gflops, weights) == pytest.approx((2 * 64**3 / 1e9, 64 * 64 / 1e6))
+    bundle = Bundle(exported)
+    network = load_model(checkpoint).network
+    counted = [
+        graph_facts(bundle.graph("encoder"), {"lr": (1, 3, 64, 64)})[0],
+        graph_facts(bundle.graph("decoder"), {"lr": (1, 3, 64, 64), "z": (1, bundle.manifest.latent_size)})[0],
+    ]
+    assert sum(counted) == pytest.approx(convolution_gflops(network, 64, 64), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_peaks_are_numbers_of_this_machine(precision: str) -> None:
+    peak = measure_peak("onnxruntime", precision, 1)
+    assert peak["convolution_gflops"] > 0
+    assert peak["matmul_gflops"] > 0
+    assert math.isfinite(peak["convolution_gflops"] + peak["matmul_gflops"])
+
+
+def test_the_command_gives_the_contracts_keys(exported: Path, tmp_path: Path) -> None:
+    arguments = [
+        "bench",
+        "latency",
+        "--model",
+        str(exported),
+        "--model",
+        "bicubic",
+        "--precision",
+        "fp32",
+        "--size",
+        "16x24",
+    ]
+    arguments += ["--threads", "1", "--budget", "1", "--rounds", "1", "--no-peaks", "-o", str(tmp_path), "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert {"host", "threads", "rows", "baseline"} <= set(report)
+    assert report["threads"] == 1
+    ways = {(row["model"], row["backend"], row["precision"]) for row in report["rows"]}
+    assert ways == {
+        (str(exported), "onnxruntime", "fp32"),
+        (str(exported), "openvino", "fp32"),
+        ("bicubic", "opencv", "uint8"),
+    }
+    keys = {"model", "backend", "precision", "size", "runs", "p50_ms", "p90_ms", "p99_ms", "min_ms", "cold_start_ms"}
+    keys |= {"peak_rss_mb", "gflops", "params_m", "speedup_vs_baseline"}
+    for row in report["rows"]:
+        assert keys <= set(row)
+        assert row["error"] is None
+        assert row["size"] == [16, 24]
+    assert json.loads((tmp_path / "latency.json").read_text()) == report
+    assert (tmp_path / "latency.md").is_file()
