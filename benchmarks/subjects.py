@@ -57,7 +57,12 @@ def network_of(model: str) -> Any | None:
 
     torch.manual_seed(0)
     if model == DIFFIR:
-        return DiffIR(OFFICIAL_X4)
+        diffir = DiffIR(OFFICIAL_X4)
+        with torch.no_grad():
+            for key, parameter in diffir.named_parameters():
+                if ".norm" in key:  # they start as ones, and ones would be optimized away
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        return diffir
     preset = model.removeprefix("rdsr-")
     if preset not in PRESETS:
         return None

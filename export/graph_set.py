@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -145,7 +145,8 @@ class GraphSet:
         model, simplified = simplify(plain, feeds, name)
         if simplified:
             try:
-                simplified = account(model, name, self.deployed, training_only) == self.found[name]
+                left_out = self.found[name] - account(model, name, self.deployed, training_only)
+                simplified = left_out <= _neutral(self.deployed)
             except ProofError:  # a simplifier may merge weights into constants that nobody can account for
                 simplified = False
         if not simplified:
@@ -164,6 +165,13 @@ class GraphSet:
 def _weights(network: nn.Module) -> dict[str, str]:
     """Key → fingerprint of every weight that is large enough to be accounted for."""
     return {key: fingerprint(value) for key, value in _arrays(network.state_dict()).items() if value.size >= SMALLEST}
+
+
+def _neutral(weights: Iterable[NDArray[Any]]) -> set[str]:
+    """Fingerprints of weights that are all ones or all zeros: a simplifier may leave out what multiplies by or adds them."""
+    return {
+        fingerprint(value) for value in weights if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all()
+    }
 
 
 def _check_holds(name: str, found: set[str], weights: Mapping[str, str]) -> None:
