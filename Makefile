@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 MODEL := rdsr-small
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check-large lint format default-bundle wheel clean
+.PHONY: help demo test test-fast bench check-large lint format default-bundle wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,18 @@ test: $(VENV)/.dev  ## the whole test suite
 
 test-fast: $(VENV)/.dev  ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
+
+# Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
+BENCH_MODELS ?= rdsr-base rdsr-small rdsr-tiny diffir bicubic span-s rlfn imdn rfdn
+BENCH_DATASET ?= $(firstword $(wildcard ../shared/data/test/Set5) export/samples)
+BENCH := benchmarks/results/bench
+
+bench: $(VENV)/.export  ## ten minutes: latency, scaling, quality and report in benchmarks/results/bench, the README's table
+	$(BIN)/rdsr bench latency $(addprefix --model ,$(BENCH_MODELS)) --threads 2 --budget 400 -o $(BENCH)
+	$(BIN)/rdsr bench latency --model rdsr-small --backend onnxruntime --backend openvino --sweep size --threads 2 --budget 100 -o $(BENCH)
+	$(BIN)/rdsr bench quality --model rdsr-small --model rdsr-tiny --model bicubic --precision fp32,int8 --threads 2 --dataset $(BENCH_DATASET) -o $(BENCH)
+	$(BIN)/rdsr bench crops --dataset export/samples --threads 2 -o $(BENCH)/crops.png
+	$(BIN)/rdsr bench report -o $(BENCH) --readme README.md
 
 check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
 	$(BIN)/python -m pytest -q tests/large

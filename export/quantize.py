@@ -33,6 +33,8 @@ MAX_FLOATS = 0.25
 """Of the convolutions: with more of them in float, int8 would be one by name only."""
 _SENSITIVITY_PIXELS = 30_000
 """LR pixels that the sensitivity pass looks at, two to three runs of half a decoder a convolution."""
+_COMPARED_SIDE = 48
+"""LR pixels of the corner of each picture on which ranges are compared for networks that may take seconds a picture."""
 _TWIN_WEIGHT = 0.05
 """Of a picture's black-and-white twin beside the picture itself, where remedies are compared: text is rare, but ranges make
 a large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
@@ -266,14 +268,15 @@ def trained(decoder: QuantizedDecoder, originals: Sequence[Original], judge: Jud
 def quantize_any(network: nn.Module, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
     """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least."""
     progress("quantize: ranges")
-    percentiles = (1.0, *PERCENTILES)
+    percentiles = (1.0, *PERCENTILES[1:])
     spans = observe(network, samples, percentiles)
     decode = cast(LatentPriorNetwork, network).decode
-    exact = [decode(*sample) for sample in samples]
+    compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], z) for lr, z in samples]
+    exact = [decode(*sample) for sample in compared]
     best: tuple[float, float, ConvolutionsForm] | None = None
     for percentile in percentiles:
         form = ConvolutionsForm(quantize_convolutions(network, spans, percentile))
-        error = sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(samples, exact, strict=True))
+        error = sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(compared, exact, strict=True))
         if best is None or error < best[0]:
             best = error, percentile, form
     assert best is not None

@@ -21,7 +21,7 @@ from .quantization import ACTIVATION_LEVELS, weight_limit, weight_scales, withou
 
 __all__ = ["Levels", "QuantizedConv2d", "Span", "observe", "quantize_convolutions", "with_plain_convolutions"]
 
-_SEEN = 100_000
+_SEEN = 40_000
 """Values of one tensor that percentiles are taken from, evenly spread."""
 
 

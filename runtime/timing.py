@@ -21,16 +21,15 @@ def interleaved_medians(
 ) -> dict[Key, float]:
     """Median milliseconds of every call; each round makes every call once, so that drift hits all alike.
 
-    `budget`: seconds after which no further round is begun; one is timed in any case.
+    `budget`: seconds after which no further round is begun; where warming up has taken as long, its calls are what there is.
     """
     times: dict[Key, list[float]] = {key: [] for key in calls}
     begun = time.perf_counter()
     for index in range(rounds + warmup):
-        if index > warmup and budget is not None and time.perf_counter() - begun > budget:
+        if index >= max(1, warmup) and budget is not None and time.perf_counter() - begun > budget:
             break
         for key, call in calls.items():
             started = time.perf_counter()
             call()
-            if index >= warmup:
-                times[key].append(1e3 * (time.perf_counter() - started))
-    return {key: statistics.median(taken) for key, taken in times.items()}
+            times[key].append(1e3 * (time.perf_counter() - started))
+    return {key: statistics.median(taken[warmup:] or taken) for key, taken in times.items()}
