@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,24 +34,20 @@ def fingerprint(values: NDArray[Any]) -> str:
     return hashlib.sha256(flat.tobytes()).hexdigest()
 
 
-def account(
-    model: onnx.ModelProto, name: str, deployed: Iterable[NDArray[Any]], training_only: Mapping[str, NDArray[Any]]
-) -> set[str]:
+def account(model: onnx.ModelProto, name: str, deployed: Collection[str], training_only: Mapping[str, str]) -> set[str]:
     """Match every constant of the graph to a deployed weight; returns the fingerprints of the weights it holds.
 
-    Equal weights share one fingerprint, as exporters let them share one constant.
-    Raises `ProofError` for a constant that belongs to training alone or to nobody.
+    `deployed`: fingerprints; `training_only`: fingerprint → key. Equal weights share one fingerprint, as exporters let them
+    share one constant. Raises `ProofError` for a constant that belongs to training alone or to nobody.
     """
-    known = {fingerprint(weight) for weight in deployed}
-    owners = {fingerprint(weight): key for key, weight in training_only.items()}
     found = set()
     for constant, value in graph_constants(model):
         if value.size < SMALLEST:
             continue
         mark = fingerprint(value)
-        if mark not in known:
-            if mark in owners:
-                raise ProofError(f"{name} holds {owners[mark]}, which only training needs (as {constant})")
+        if mark not in deployed:
+            if mark in training_only:
+                raise ProofError(f"{name} holds {training_only[mark]}, which only training needs (as {constant})")
             raise ProofError(f"{name} holds a constant {constant} of shape {list(value.shape)} that is no deployed weight")
         found.add(mark)
     return found

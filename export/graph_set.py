@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -57,11 +57,22 @@ class GraphSet:
         self.noise = initial_noise(seed, self.parts.latent_size)
         self.progress = progress
         self.unsimplified: list[str] = []
-        self.deployed = [*_arrays(self.fused.state_dict()).values(), self.noise]
+        self.training_only = {fingerprint(value): key for key, value in _arrays(self.original.training_only()).items()}
+        self.deployed: set[str] = {fingerprint(self.noise)}
+        self.neutral: set[str] = set()
+        self._deploy(self.fused)
         self.found: dict[str, set[str]] = {}
         self.single_graph = single_graph
         self.models = self._build()
         self._check_totals()
+
+    def _deploy(self, network: nn.Module) -> None:
+        """These weights may be in graphs."""
+        for value in _arrays(network.state_dict()).values():
+            mark = fingerprint(value)
+            self.deployed.add(mark)
+            if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all():
+                self.neutral.add(mark)  # a simplifier may leave out what multiplies by ones or adds zeros
 
     def _build(self) -> dict[str, onnx.ModelProto]:
         lr, z = torch.rand(1, 3, 24, 20), torch.randn(1, self.parts.latent_size)
@@ -105,7 +116,7 @@ class GraphSet:
     def add_int8(self, form: Int8Form) -> None:
         """Make the int8 graphs: their float form, accounted for like the others, and only then quantize nodes put in."""
         network, decoder = form.trace_into(self.fused)
-        self.deployed += _arrays(decoder.state_dict()).values()
+        self._deploy(decoder)
         z = torch.randn(1, self.parts.latent_size)
         models = {
             "decoder.int8.onnx": self._graph(
@@ -140,13 +151,12 @@ class GraphSet:
                 low, high = (0, 256) if value.dtype == torch.uint8 else (-1, 1)
                 feed[key] = rng.uniform(low, high, shape).astype(value.numpy().dtype)
             feeds.append(feed)
-        training_only = _arrays(self.original.training_only())
-        self.found[name] = account(plain, name, self.deployed, training_only)
+        self.found[name] = account(plain, name, self.deployed, self.training_only)
         model, simplified = simplify(plain, feeds, name)
         if simplified:
             try:
-                left_out = self.found[name] - account(model, name, self.deployed, training_only)
-                simplified = left_out <= _neutral(self.deployed)
+                left_out = self.found[name] - account(model, name, self.deployed, self.training_only)
+                simplified = left_out <= self.neutral
             except ProofError:  # a simplifier may merge weights into constants that nobody can account for
                 simplified = False
         if not simplified:
@@ -165,13 +175,6 @@ class GraphSet:
 def _weights(network: nn.Module) -> dict[str, str]:
     """Key → fingerprint of every weight that is large enough to be accounted for."""
     return {key: fingerprint(value) for key, value in _arrays(network.state_dict()).items() if value.size >= SMALLEST}
-
-
-def _neutral(weights: Iterable[NDArray[Any]]) -> set[str]:
-    """Fingerprints of weights that are all ones or all zeros: a simplifier may leave out what multiplies by or adds them."""
-    return {
-        fingerprint(value) for value in weights if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all()
-    }
 
 
 def _check_holds(name: str, found: set[str], weights: Mapping[str, str]) -> None:

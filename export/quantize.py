@@ -266,12 +266,16 @@ def trained(decoder: QuantizedDecoder, originals: Sequence[Original], judge: Jud
 
 @torch.no_grad()
 def quantize_any(network: nn.Module, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
-    """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least."""
+    """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least.
+
+    `samples`: pictures, then as many black-and-white twins of theirs.
+    """
     progress("quantize: ranges")
     percentiles = (1.0, *PERCENTILES[1:])
     spans = observe(network, samples, percentiles)
     decode = cast(LatentPriorNetwork, network).decode
-    compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], z) for lr, z in samples]
+    pictures = samples[: len(samples) // 2]  # their twins have a say in the ranges alone
+    compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], z) for lr, z in pictures]
     exact = [decode(*sample) for sample in compared]
     best: tuple[float, float, ConvolutionsForm] | None = None
     for percentile in percentiles:

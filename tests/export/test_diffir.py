@@ -145,6 +145,15 @@ def test_all_but_the_ends_run_in_8_bits_once_between_two_convolutions(result: Ex
     assert kinds.count("QuantizeLinear") < 2 * (convolutions - 2), "depthwise ones take what the ones before them give"
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_other_scales_go_the_same_road(scale: int, tmp_path: Path) -> None:
+    path = save_released(tmp_path / "a.pth", released_form(network(dataclasses.replace(CONFIG, scale=scale))))
+    options = ExportOptions(checkpoint=path, output=tmp_path / "b", precisions=("fp32",), single_graph=False)
+    assert export_checkpoint(options).passed
+    picture = np.random.default_rng(0).integers(0, 256, (11, 18, 3), dtype=np.uint8)
+    assert Upscaler.load(tmp_path / "b", threads=1)(picture).shape == (11 * scale, 18 * scale, 3)
+
+
 def quantized_network(model: DiffIR) -> ConvolutionsForm:
     sample = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1)), torch.randn(1, 256)
     return ConvolutionsForm(quantize_convolutions(model, observe(model, [sample], (1.0,)), 1.0))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
-from rdsr.export.accounting import SMALLEST, account, graph_constants
+from rdsr.export.accounting import SMALLEST, account, fingerprint, graph_constants
 from rdsr.export.errors import ProofError
 from rdsr.export.graphs import DecoderGraph
 from rdsr.export.simplify import simplify
@@ -126,15 +126,16 @@ def test_graphs_hold_every_deployed_weight_and_nothing_of_the_lpe(exported: Path
 
 def test_accounting_names_a_smuggled_weight(exported: Path, network: RDSR) -> None:
     model = onnx.load(exported / "encoder.onnx")
-    deployed = [p.detach().numpy() for p in network.fuse().parameters()]
+    deployed = {fingerprint(p.detach().numpy()) for p in network.fuse().parameters()}
     lpe = {f"lpe.{k}": v.detach().numpy() for k, v in network.lpe.named_parameters()}
-    account(model, "encoder.onnx", deployed, lpe)
+    marks = {fingerprint(value): key for key, value in lpe.items()}
+    account(model, "encoder.onnx", deployed, marks)
     model.graph.initializer.append(numpy_helper.from_array(lpe["lpe.mlp.0.weight"].T.copy(), "innocent"))
     with pytest.raises(ProofError, match=r"lpe\.mlp\.0\.weight"):
-        account(model, "encoder.onnx", deployed, lpe)
+        account(model, "encoder.onnx", deployed, marks)
     model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.random.rand(99).astype(np.float32), "unknown"))
     with pytest.raises(ProofError, match="no deployed weight"):
-        account(model, "encoder.onnx", deployed, lpe)
+        account(model, "encoder.onnx", deployed, marks)
 
 
 def test_simplification_that_changes_the_result_is_not_taken(
