@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from .cli_bench import bench_app, parse_sizes, show_rows
-from .console import JsonOption, command, stderr, stdout, steps_shown
+from .console import FAILED, JsonOption, command, print_json, stderr, stdout, steps_shown
 
 __all__: list[str] = []
 
 _SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
 _SWEPT_BATCHES = (1, 2, 4, 8)
+_NOT_SHOWN = ("p99_ms", "runs", "gflops", "error", "stable", "batch")
+"""Columns of the files that a terminal has no room for."""
 
 
 @bench_app.command()
@@ -28,7 +30,7 @@ def latency(
         list[str] | None,
         typer.Option(help="torch-eager, torch-compile, onnxruntime, openvino, opencv; default: all but torch-compile."),
     ] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; default: all.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; several by commas; default: all.")] = None,
     size: Annotated[list[str] | None, typer.Option(help="HxW of the LR picture; default 128x128; may be repeated.")] = None,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")
@@ -64,13 +66,18 @@ def latency(
     sizes = parse_sizes(size, swept)
     counts = threads or (_powers(cpu.process_threads()) if sweep == "threads" else [cpu.available_threads()])
     batches = batch or (list(_SWEPT_BATCHES) if sweep == "batch" else [1])
+    if isa_cap is not None and isa_cap.upper() not in cpu.isa_caps():
+        raise BenchmarkError(f"no instruction set is called {isa_cap!r}; oneDNN knows {', '.join(cpu.isa_caps())}")
+    axes: dict[str, list[Any]] = {"size": sizes, "threads": counts, "batch": batches}
+    if sweep is not None and any(len(values) > 1 for axis, values in axes.items() if axis != sweep):
+        raise BenchmarkError(f"a sweep over {sweep} wants one value of everything else")
     wanted = model or ["rdsr-base", "rdsr-small", "rdsr-tiny", "diffir", "bicubic"]
     with steps_shown("latency") as progress:
         subjects = [find_subject(name, progress) for name in dict.fromkeys(wanted)]
         jobs = bench.jobs_of(
             subjects,
             backends=backend or [name for name in bench.BACKENDS if name != "torch-compile"],
-            precisions=precision or [],
+            precisions=[each.strip() for given in precision or [] for each in given.split(",")],
             sizes=sizes,
             batches=batches,
             threads=counts,
@@ -88,21 +95,32 @@ def latency(
         columns = SWEEP_COLUMNS
     if output is not None:
         write_table(output, name, report, columns, rows)
-        if peers := [name for name in wanted if name in PEERS]:
+        if sweep is None:
+            peers = [name for name in wanted if name in PEERS]
             atomic_write(output / "peers.json", dump_json(published(peers)).encode())
-    show_rows(report, columns, rows, as_json)
+        (output / f"{name}.partial.json").unlink(missing_ok=True)
+    show_rows(report, {key: columns[key] for key in columns if key not in _NOT_SHOWN}, rows, as_json)
     _say_what_went_wrong(report)
+    if any(row["error"] and not row["error"].startswith(bench.NOT_RUN) for row in report["rows"]):
+        raise typer.Exit(FAILED)
 
 
 def _say_what_went_wrong(report: dict[str, Any]) -> None:
     def named(row: dict[str, Any]) -> str:
         return f"{row['model']}, {row['backend']} {row['precision']}, {row['size'][0]}×{row['size'][1]}"
 
+    from .benchmarks.latency_rows import LEAST_ROUNDS
+
+    few: list[str] = []
     for row in report["rows"]:
         if row["error"]:
             stderr.print(f"rdsr: {named(row)}: {row['error']}", style="red")
+        elif row["rounds"] < LEAST_ROUNDS:
+            few.append(named(row))
         elif not row["stable"]:
-            stderr.print(f"rdsr: {named(row)} is not stable: {row['rounds']} rounds, spread {row['spread']:.0%}")
+            stderr.print(f"rdsr: {named(row)} is not stable: the medians of its rounds spread by {row['spread']:.0%}")
+    if few:
+        stderr.print(f"rdsr: fewer than {LEAST_ROUNDS} rounds, so nothing is known of their stability: {'; '.join(few)}")
 
 
 def _powers(most: int) -> list[int]:
@@ -117,6 +135,7 @@ def report(
     readme: Annotated[
         Path | None, typer.Option(help="Markdown file whose text between the bench marks is replaced by the table.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """One HTML page and its Markdown twin of the results in a folder: tables, ratios, fronts, scaling, memory, crops.
 
@@ -129,4 +148,7 @@ def report(
     paths = write_report(output)
     if readme is not None:
         update_readme(readme, output)
-    stdout.print(f"{paths.html}\n{paths.markdown}")
+    if as_json:
+        print_json({"html": str(paths.html), "markdown": str(paths.markdown), "plots": [str(path) for path in paths.plots]})
+    else:
+        stdout.print(f"{paths.html}\n{paths.markdown}")

@@ -27,6 +27,8 @@ def graph_facts(graph: bytes | Path, shapes: Mapping[str, Sequence[int]]) -> tup
     `shapes`: input name → shape. Convolutions and matrix products count, everything else is thousandths of them. Raises
     `RuntimeError` (OpenVINO's) where the graph does not take these shapes.
     """
+    import openvino as ov
+
     from ..runtime.engines.openvino_engine import shared_core
 
     model = shared_core().read_model(graph)
@@ -47,16 +49,14 @@ def graph_facts(graph: bytes | Path, shapes: Mapping[str, Sequence[int]]) -> tup
             left = list(node.input(0).get_shape())
             inner = left[-2] if node.get_attributes()["transpose_a"] and len(left) > 1 else left[-1]
             operations += 2 * _product(node.output(0).get_shape()) * inner
-        elif (
-            kind == "Constant" and str(node.get_element_type()) not in _INDICES and _product(node.output(0).get_shape()) >= 8
-        ):
-            weights += _product(node.output(0).get_shape())
+        elif kind == "Constant" and node.get_element_type() not in (ov.Type.i64, ov.Type.i32, ov.Type.boolean):
+            values = _product(node.output(0).get_shape())
+            weights += values if values >= _LEAST_WEIGHTS else 0
     return operations / 1e9, weights / 1e6
 
 
 _LEAST_WEIGHTS = 8
 """Smaller constants are scales and bounds."""
-_INDICES = ("<Type: 'int64_t'>", "<Type: 'int32_t'>", "<Type: 'boolean'>")
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -24,7 +24,7 @@ from .host import commit, describe_host, now
 from .latency_rows import BASELINE, Job, compare, fit_exponents, row_of
 from .subjects import Subject
 
-__all__ = ["BACKENDS", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
+__all__ = ["BACKENDS", "NOT_RUN", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
 
 Progress = Callable[[str], None]
 Sample = Mapping[str, Any]
@@ -32,6 +32,8 @@ BACKENDS = ("torch-eager", "torch-compile", "onnxruntime", "openvino", "opencv")
 PRECISIONS = ("fp32", "bf16", "int8", "uint8")
 SWEEPS = ("size", "threads", "batch")
 """What may be swept."""
+NOT_RUN = "not run"
+"""What the error of a point of a sweep begins with that was left out on purpose."""
 _LARGEST_SHARE = 0.25
 """Of the budget that one call in a sweep may be expected to take."""
 _TIMEOUT = 900.0
@@ -74,8 +76,9 @@ def jobs_of(
         ways = [
             (backend, precision)
             for backend, precision in _ways(subject)
-            if (not backends or backend in backends or subject.kind == "bicubic")
-            and (not precisions or precision in precisions or subject.kind == "bicubic")
+            if subject.kind == "bicubic"
+            or subject.failure is not None
+            or ((not backends or backend in backends) and (not precisions or precision in precisions))
         ]
         if not ways:
             have = ", ".join(" ".join(way) for way in _ways(subject))
@@ -92,6 +95,8 @@ def _ways(subject: Subject) -> list[tuple[str, str]]:
     if subject.kind == "bicubic":
         return [("opencv", "uint8")]
     engines = ("onnxruntime", "openvino")
+    if subject.failure is not None:
+        return [("export", "all")]
     if subject.kind == "onnx":
         return _ways_of_file(Path(str(subject.path)))
     if subject.kind == "function":
@@ -131,18 +136,14 @@ class _State:
             try:
                 content = json.loads(path.read_bytes())
                 if content["identity"] == identity:
-                    self.samples, self.errors, self.seconds = content["samples"], content["errors"], content["seconds"]
+                    self.samples, self.seconds = content["samples"], content["seconds"]  # what failed is tried again
             except (ValueError, KeyError, TypeError, OSError):
                 pass  # damaged: measured anew
 
     def write(self, seconds: float) -> None:
         if self.path is not None:
-            content = {"identity": self.identity, "samples": self.samples, "errors": self.errors, "seconds": seconds}
+            content = {"identity": self.identity, "samples": self.samples, "seconds": seconds}
             atomic_write(self.path, dump_json(content).encode())
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def measure_latency(
@@ -150,14 +151,12 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Run every job over interleaved rounds and report, in the design's JSON form.
 
-    `partial`: file in which samples are kept while this runs; a call with the same jobs goes on from there. A row that fails
-    says why, and the others go on.
+    `partial`: file in which samples are kept; a call with the same jobs, files and code goes on from there, and the caller
+    removes it once it has stored the report. A row that fails says why, and the others go on. Where the budget is not enough
+    for one more round of all rows, the cheaper ones go on.
     """
     host = describe_host()
-    identity = hashlib.sha256(
-        json.dumps([host, [dataclasses.asdict(job) for job in jobs], options.isa_cap]).encode()
-    ).hexdigest()
-    state = _State(partial, identity)
+    state = _State(partial, _identity(host, jobs, options))
     environment = _environment(options, jobs)
     begun = time.perf_counter() - state.seconds
 
@@ -167,7 +166,8 @@ def measure_latency(
     costs: dict[str, float] = {}
     for turn in range(options.rounds):
         left = [job for job in jobs if len(state.samples.get(job.key, ())) <= turn and job.key not in state.errors]
-        if turn and spent() + sum(costs.get(job.key, 0.0) for job in left) > options.budget:
+        left = _affordable(left, costs, options.budget - spent()) if turn else left
+        if not left:
             break
         for index, job in enumerate(left if turn % 2 == 0 else left[::-1]):
             progress(f"round {turn + 1} of {options.rounds}, {index + 1} of {len(left)}: {job.key}")
@@ -182,7 +182,7 @@ def measure_latency(
         "date": now(),
         "commit": commit(),
         "host": host | {"isa_cap": options.isa_cap or host["isa_cap"]},
-        "threads": jobs[0].threads if len({job.threads for job in jobs}) == 1 else sorted({job.threads for job in jobs}),
+        "threads": max(job.threads for job in jobs),
         "seconds": round(spent(), 1),
         "settings": _settings(options),
         "baseline": BASELINE,
@@ -191,8 +191,29 @@ def measure_latency(
     }
     if options.sweep is not None:
         report |= {"sweep": options.sweep, "fits": fit_exponents(rows, options.sweep)}
-    state.remove()
     return report
+
+
+def _identity(host: Mapping[str, Any], jobs: Sequence[Job], options: Options) -> str:
+    """Digest of the machine, the rows, the contents of their files, and the code."""
+    facts = [host, [dataclasses.asdict(job) for job in jobs], options.isa_cap, commit()]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name in sorted({name for job in jobs for name in (job.subject.path, job.subject.checkpoint) if name}):
+        path = Path(name)
+        file = path / "manifest.json" if path.is_dir() else path
+        if file.is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _affordable(jobs: Sequence[Job], costs: Mapping[str, float], seconds: float) -> list[Job]:
+    """Those that fit together, by what they took last time, the cheapest first; in the order they had."""
+    kept, total = set(), 0.0
+    for job in sorted(jobs, key=lambda job: costs.get(job.key, 0.0)):
+        total += costs.get(job.key, 0.0)
+        if total <= seconds:
+            kept.add(job.key)
+    return [job for job in jobs if job.key in kept]
 
 
 def _environment(options: Options, jobs: Iterable[Job]) -> dict[str, str]:
@@ -209,12 +230,14 @@ def _settings(options: Options) -> list[str]:
         "Every row: an array of uint8 pictures in, an array of uint8 pictures out, in processes of its own, one a round.",
         "Threads are set in every engine (torch: intra-op, one inter-op; ONNX Runtime: no spinning; OpenVINO: no pinning).",
         "Precision is set in every engine: OpenVINO's float32 rows never run in bf16.",
-        "Bundles run through rdsr.runtime.Upscaler; torch runs the fused network as one module, compiled for the one size.",
+        "Bundles run through rdsr.runtime.Upscaler, torch runs the fused network as one module.",
+        "A batch runs at once in torch, and in ONNX Runtime for other people's graphs; elsewhere one picture after another.",
+        "Above 384×384 LR pixels an Upscaler cuts tiles, and torch does not; operations are counted without halos.",
         "Cold start: from the start of the process to the first picture; model caches are warm from the second round on.",
     ]
     if options.isa_cap:
         settings.append(
-            f"ONEDNN_MAX_CPU_ISA={options.isa_cap}: it limits OpenVINO and torch; ONNX Runtime's own kernels know no limit."
+            f"ONEDNN_MAX_CPU_ISA={options.isa_cap} limits oneDNN's kernels (OpenVINO's, torch's convolutions), no others."
         )
     return settings
 
@@ -228,6 +251,9 @@ def _slice(options: Options, turn: int, jobs: int, spent: float) -> float:
 def _one(
     job: Job, jobs: Sequence[Job], state: _State, environment: Mapping[str, str], seconds: float, options: Options
 ) -> None:
+    if job.subject.failure is not None:
+        state.errors[job.key] = job.subject.failure
+        return
     if options.sweep is not None and (reason := _beyond(job, jobs, state, options)) is not None:
         state.errors[job.key] = reason
         return
@@ -235,9 +261,12 @@ def _one(
     try:
         arguments = [dataclasses.asdict(job) | {"seconds": seconds}]
         sample = call_apart(f"{__package__}.latency_worker", "measure", arguments, timeout=_TIMEOUT, environment=variables)
-        state.samples.setdefault(job.key, []).append(sample)
     except ChildProcessError as error:
-        state.errors[job.key] = " ".join(str(error).split())
+        sample = {"error": " ".join(str(error).split())}
+    if "error" in sample:
+        state.errors[job.key] = sample["error"]
+    else:
+        state.samples.setdefault(job.key, []).append(sample)
 
 
 def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> str | None:
@@ -254,11 +283,11 @@ def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> s
     pixels, seconds, megabytes = smaller[-1]
     expected = seconds * wanted / pixels
     if expected > _LARGEST_SHARE * options.budget:
-        return f"not run: it would take some {expected:.0f} s a call, more than a quarter of the budget"
+        return f"{NOT_RUN}: it would take some {expected:.0f} s a call, more than a quarter of the budget"
     growth = 0.0 if len(smaller) < 2 else (megabytes - smaller[-2][2]) / (pixels - smaller[-2][0])
     need, have = megabytes + growth * (wanted - pixels), psutil.virtual_memory().total / 2**20
     if need > 0.8 * have:
-        return f"not run: it would need some {need / 1024:.0f} GiB of memory, of {have / 1024:.0f} here"
+        return f"{NOT_RUN}: it would need some {need / 1024:.0f} GiB of memory, of {have / 1024:.0f} here"
     return None
 
 

@@ -67,9 +67,11 @@ def row_of(
         "threads": job.threads,
     }
     row |= dict.fromkeys(_MEASURED)
-    row["error"] = error or (None if samples else "not run")
-    if row["error"]:
+    if not samples:
+        row["error"] = error or "not run"
         return row
+    row["error"] = None
+    row["failed_later"] = error
     times = np.concatenate([sample["times_ms"] for sample in samples])
     medians = [statistics.median(sample["times_ms"]) for sample in samples]
     p50 = float(np.median(times))
@@ -86,7 +88,7 @@ def row_of(
         "p99_ms": round(float(np.percentile(times, 99)), 3),
         "min_ms": round(float(times.min()), 3),
         "spread": round(spread, 4),
-        "stable": len(samples) >= LEAST_ROUNDS and spread <= LARGEST_SPREAD,
+        "stable": len(samples) >= LEAST_ROUNDS and spread <= LARGEST_SPREAD and error is None,
         "cold_start_ms": round(statistics.median(sample["cold_start_ms"] for sample in samples), 1),
         "peak_rss_mb": round(statistics.median(sample["peak_rss_mb"] for sample in samples), 1),
         "gflops": None if gflops is None else round(gflops, 3),

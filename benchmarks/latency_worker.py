@@ -22,7 +22,18 @@ _LONG_WARM_UP = 0.5
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Start, call once, and call again for `job["seconds"]`; see `latency.Job` for the rest. Raises what goes wrong."""
+    """Start, call once, and call again for `job["seconds"]`; see `latency_rows.Job` for the rest.
+
+    Whatever goes wrong is the one key "error": the last line of a traceback is often not what went wrong.
+    """
+    try:
+        return _measure(job)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {"error": " ".join(lines[:2]) or type(error).__name__}
+
+
+def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     height, width = job["size"]
     pictures = np.random.default_rng(0).integers(0, 256, (job["batch"], height, width, 3), dtype=np.uint8)
     call = _KINDS[job["subject"]["kind"]](job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -49,18 +48,11 @@ class PictureInput:
 
 def read_input(path: Path) -> PictureInput:
     """Read an ONNX graph's, or an OpenVINO IR's, one input. Raises `BenchmarkError` for one that takes no pictures."""
-    from ..runtime.engines.openvino_engine import shared_core
-
     try:
-        model = shared_core().read_model(path)
-    except RuntimeError as error:
+        found, quantized = _inputs_by_onnxruntime(path) if path.suffix.lower() == ".onnx" else _inputs_by_openvino(path)
+    except Exception as error:  # engines raise many kinds for a file that is no graph
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise BenchmarkError(f"{path} cannot be benchmarked: {reason}") from error
-    found = []
-    for port in model.inputs:
-        shape = [None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape] if _ranked(port) else []
-        found.append((port.get_any_name(), port.get_element_type().get_type_name(), shape))
-    quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     if len(found) == 1 and len(found[0][2]) == 4:
         name, kind, shape = found[0]
         if kind == "u8" and shape[3] == 3:
@@ -71,8 +63,39 @@ def read_input(path: Path) -> PictureInput:
     raise BenchmarkError(f"{path} needs one input of N×H×W×3 uint8 or N×3×H×W float32, has {shown or 'none'}")
 
 
-def _ranked(port: Any) -> bool:
-    return bool(port.partial_shape.rank.is_static)
+Inputs = list[tuple[str, str, list[int | None]]]
+"""Name, "u8" or "f32" or another type, and shape, None for a free axis."""
+
+
+def _inputs_by_openvino(path: Path) -> tuple[Inputs, bool]:
+    """Inputs of an IR, and whether it quantizes."""
+    from ..runtime.engines.openvino_engine import shared_core
+
+    model = shared_core().read_model(path)
+    found: Inputs = []
+    for port in model.inputs:
+        axes = port.partial_shape if port.partial_shape.rank.is_static else []
+        shape = [None if axis.is_dynamic else axis.get_length() for axis in axes]
+        found.append((port.get_any_name(), port.get_element_type().get_type_name(), shape))
+    return found, any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def _inputs_by_onnxruntime(path: Path) -> tuple[Inputs, bool]:
+    """Inputs of an ONNX graph, and whether it quantizes. What OpenVINO cannot read is refused in its own rows alone."""
+    import onnx
+    import onnxruntime as ort
+
+    kinds = {"tensor(uint8)": "u8", "tensor(float)": "f32"}
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found: Inputs = [
+        (port.name, kinds.get(port.type, port.type), [n if isinstance(n, int) else None for n in port.shape])
+        for port in session.get_inputs()
+    ]
+    graph = onnx.load(path, load_external_data=False).graph
+    return found, any(node.op_type == "QuantizeLinear" for node in graph.node)
 
 
 class OnnxModel:
@@ -84,6 +107,8 @@ class OnnxModel:
         """Raises `BenchmarkError` for a graph that takes no pictures, `EngineError` where the engine refuses it."""
         self.path = path
         self.input = read_input(path)
+        # OpenVINO's sessions have a batch of one, which is what lets it fuse the most (`runtime/engines`).
+        self._at_once = 1 if backend == "openvino" else self.input.batch
         # By path, not from memory: a user's own graph may have its weights in a file beside it.
         self._session = load_session(path, backend=backend, precision=precision, threads=threads)
         self.full_scale = 1.0
@@ -93,7 +118,7 @@ class OnnxModel:
         """Raises `BenchmarkError` for a size that the graph does not take, or an output that is no picture."""
         count, height, width = pictures.shape[:3]
         self.input.refuse(height, width, self.path)
-        at_once = count if self.input.batch is None else self.input.batch
+        at_once = self._at_once or count
         if count % at_once:
             raise BenchmarkError(
                 f"{self.path} takes {at_once} pictures at once, not {count}: export it with a dynamic batch"
@@ -104,8 +129,9 @@ class OnnxModel:
     def _run(self, pictures: Rgb) -> Rgb:
         scale = np.float32(self.full_scale)
         if self.input.layout == "nhwc":
-            output = self._session.run({self.input.name: pictures})[0]
-            larger = output if output.ndim == 4 else output[None]
+            larger = self._session.run({self.input.name: pictures})[0]
+            if larger.ndim != 4 or larger.dtype != np.uint8:
+                raise BenchmarkError(f"{self.path} gives {larger.dtype} {larger.shape}, not N×sH×sW×3 uint8")
         else:
             x = pictures.transpose(0, 3, 1, 2).astype(np.float32) * (scale / np.float32(255))
             output = self._session.run({self.input.name: np.ascontiguousarray(x)})[0]
@@ -114,7 +140,7 @@ class OnnxModel:
             values = np.clip(output.transpose(0, 2, 3, 1) * (np.float32(255) / scale), 0, 255)
             larger = np.rint(values).astype(np.uint8)
         rows, columns = larger.shape[1] / pictures.shape[1], larger.shape[2] / pictures.shape[2]
-        if larger.dtype != np.uint8 or larger.shape[3] != 3 or rows != columns or rows != int(rows) or rows < 1:
+        if larger.shape[3] != 3 or rows != columns or rows != int(rows) or rows < 1:
             raise BenchmarkError(
                 f"{self.path} turns {pictures.shape[1]}×{pictures.shape[2]} into {larger.shape[1:]}, which is no upscaling"
             )

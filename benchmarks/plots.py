@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .report_data import Row, Subject, Sweep
+from .report_data import Row, Sweep, Way
 from .report_facts import Facts, quantity, ratio
 from .reports import write_figure
 
@@ -223,16 +223,16 @@ def plot_sweep(facts: Facts, name: str, sweep: Sweep, target: Path) -> None:
     write_figure(figure, target)
 
 
-def _lines(sweep: Sweep, position: Callable[[Row], int]) -> dict[Subject, list[Row]]:
+def _lines(sweep: Sweep, position: Callable[[Row], int]) -> dict[Way, list[Row]]:
     """Measured rows of each model, engine and precision, in order; the slowest line first, as it lies in the plot."""
-    lines: dict[Subject, list[Row]] = {}
+    lines: dict[Way, list[Row]] = {}
     for row in sorted(sweep.rows, key=position):
         if row.error is None:
-            lines.setdefault(Subject(row.model, row.backend, row.precision), []).append(row)
+            lines.setdefault(Way(row.model, row.backend, row.precision), []).append(row)
     return dict(sorted(lines.items(), key=lambda entry: -entry[1][-1].p50_ms))
 
 
-def _guide(axes: Axes, lines: dict[Subject, list[Row]], position: Callable[[Row], int], label: str, exponent: float) -> None:
+def _guide(axes: Axes, lines: dict[Way, list[Row]], position: Callable[[Row], int], label: str, exponent: float) -> None:
     """What ideal growth looks like: a line through the first point of the slowest line, which any other is parallel to."""
     rows = max(lines.values(), key=len, default=[])
     if len(rows) > 1:

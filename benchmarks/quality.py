@@ -40,6 +40,8 @@ class Candidate:
     precision: str
     scale: int
     run: Callable[[Rgb], Rgb]
+    weights: str = "trained"
+    """"random" where figures of quality mean nothing, "given" where nothing is known, "none" where there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,8 @@ class QualityRow:
     psnr_y: float
     ssim_y: float
     psnr_rgb: float
+    weights: str
+    """See `Candidate`."""
     worst_psnr_y: float
     """The lowest PSNR-Y of a single picture."""
     psnr_drop_db: float | None = None
@@ -68,7 +72,8 @@ def bundle(name: str | None, *, backend: str, precision: str, threads: int | Non
     upscaler = Upscaler.load(name, backend=backend, precision=precision, threads=threads, seed=seed)
     effective = upscaler.effective
     scale = upscaler.bundle.manifest.scale
-    return Candidate(name or "default", effective.backend, effective.precision, scale, upscaler)
+    weights = upscaler.bundle.manifest.weights
+    return Candidate(name or "default", effective.backend, effective.precision, scale, upscaler, weights)
 
 
 def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
@@ -80,7 +85,7 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
         raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
     if not path.is_file():
         raise BenchmarkError(f"cannot read {path}: there is no such file")
-    engine: Backend = "openvino" if backend == "openvino" else "onnxruntime"
+    engine: Backend = "openvino" if backend == "openvino" or path.suffix.lower() == ".xml" else "onnxruntime"
     model = OnnxModel(path, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
     height, width = (side or _PROBE for side in model.input.fixed)
     sample = read_picture(_SAMPLE).pixels
@@ -95,12 +100,14 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     def run(picture: Rgb) -> Rgb:
         return model(picture[None])[0]
 
-    return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run)
+    return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run, "given")
 
 
 def subject(name: str, *, backend: str, precision: str, threads: int | None) -> Candidate:
     """What `rdsr bench latency --model` takes; what has to be exported first is."""
     found = find_subject(name)
+    if found.failure is not None:
+        raise BenchmarkError(f"{name} cannot be measured: {found.failure}")
     if found.kind == "bicubic":
         return bicubic(4)
     if found.kind == "onnx":
@@ -124,7 +131,7 @@ def torch_checkpoint(name: str, *, threads: int | None, seed: int = 0) -> Candid
         with torch.no_grad():
             return from_graph(network(torch.from_numpy(to_graph(lr)), noise).numpy(), lr)
 
-    return Candidate(name, "torch-eager", "fp32", network.scale, run)
+    return Candidate(name, "torch-eager", "fp32", network.scale, run, "random" if loaded.random else "trained")
 
 
 def bicubic(scale: int) -> Candidate:
@@ -133,7 +140,7 @@ def bicubic(scale: int) -> Candidate:
     def run(lr: Rgb) -> Rgb:
         return cv2.resize(lr, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
 
-    return Candidate("bicubic", "opencv", "uint8", scale, run)
+    return Candidate("bicubic", "opencv", "uint8", scale, run, "none")
 
 
 def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = None) -> QualityRow:
@@ -160,6 +167,7 @@ def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = 
         psnr_y=round(float(means[0]), 4),
         ssim_y=round(float(means[1]), 5),
         psnr_rgb=round(float(means[2]), 4),
+        weights=candidate.weights,
         worst_psnr_y=round(min(v[0] for v in values), 4),
         psnr_drop_db=round(float(np.mean(drops)), 4) if drops else None,
         worst_drop_db=round(max(drops), 4) if drops else None,

@@ -9,7 +9,7 @@ from ..runtime.files import atomic_write
 from .errors import BenchmarkError
 from .report_data import Row, read_results
 from .report_document import Text, as_html, as_markdown
-from .report_facts import Facts, quantity
+from .report_facts import Facts, eager_lines, quantity
 from .report_sections import KIND, isa_text, ratio_columns, rows_table, sections
 
 __all__ = ["MARKS", "ReportPaths", "readme_block", "update_readme", "write_report"]
@@ -60,6 +60,7 @@ def readme_block(folder: Path) -> str:
     commit = f", commit {results.commit}" if results.commit else ""
     line = f"Measured {results.date[:10]} on {machine}, {facts.size_text}{commit}; "
     line += "the fastest engine of each model and precision."
+    line = " ".join([line, *eager_lines(facts)])
     notes = ["“published” is the authors' own PSNR."] if any(p.published for p in facts.points) else []
     table = dataclasses.replace(table, notes=[*table.notes, *notes])
     return "\n\n".join(as_markdown("", [Text(line), table]).split("\n\n")[1:])

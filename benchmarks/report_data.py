@@ -11,7 +11,7 @@ from typing import Any
 from .errors import BenchmarkError
 from .report_json import Node, clean, load
 
-__all__ = ["CROPS", "Fit", "Host", "Peak", "Peer", "Quality", "Results", "Row", "Subject", "Sweep", "read_results"]
+__all__ = ["CROPS", "Fit", "Host", "Peak", "Peer", "Quality", "Results", "Row", "Sweep", "Way", "read_results"]
 
 CROPS = "crops.png"
 _LONGEST_KIND = 24
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Way:
     """What identifies the baseline, or a line of a sweep."""
 
     model: str
@@ -70,7 +70,7 @@ class Subject:
 class Fit:
     """How a line of a sweep grows: time ∝ what is swept to the power of `exponent`."""
 
-    of: Subject
+    of: Way
     exponent: float | None
 
 
@@ -144,7 +144,7 @@ class Results:
     host: Host
     threads: int
     settings: tuple[str, ...]
-    baseline: Subject | None
+    baseline: Way | None
     peaks: tuple[Peak, ...]
     rows: tuple[Row, ...]
     sweeps: Mapping[str, Sweep]
@@ -171,7 +171,7 @@ def read_results(folder: Path) -> Results:
         host=_host(latency.maybe_node("host") or Node(latency.file, "host", {})),
         threads=latency.whole("threads"),
         settings=tuple(latency.texts("settings")),
-        baseline=_subject(baseline) if baseline else None,
+        baseline=_way(baseline) if baseline else None,
         peaks=tuple(_peak(node) for node in latency.nodes("peaks", optional=True)),
         rows=tuple(_row(node) for node in latency.nodes("rows")),
         sweeps={name: _sweep(load(path)) for name in SWEEPS if (path := folder / f"sweep-{name}.json").exists()},
@@ -181,8 +181,8 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def _subject(node: Node) -> Subject:
-    return Subject(node.text("model"), node.text("backend")[:_LONGEST_KIND], node.text("precision")[:_LONGEST_KIND])
+def _way(node: Node) -> Way:
+    return Way(node.text("model"), node.text("backend")[:_LONGEST_KIND], node.text("precision")[:_LONGEST_KIND])
 
 
 def _row(node: Node) -> Row:
@@ -193,7 +193,7 @@ def _row(node: Node) -> Row:
         or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side < 10**6 for side in size)
     ):
         node.refuse("size", "[height, width]")
-    subject = _subject(node)
+    subject = _way(node)
     common: dict[str, Any] = {
         **dataclasses.asdict(subject),
         "weights": node.maybe_text("weights") or "",
@@ -218,7 +218,7 @@ def _row(node: Node) -> Row:
 def _sweep(node: Node) -> Sweep:
     return Sweep(
         rows=tuple(_row(entry) for entry in node.nodes("rows")),
-        fits=tuple(Fit(_subject(entry), entry.maybe_number("exponent")) for entry in node.nodes("fits", optional=True)),
+        fits=tuple(Fit(_way(entry), entry.maybe_number("exponent")) for entry in node.nodes("fits", optional=True)),
         date=node.maybe_text("date"),
         commit=node.maybe_text("commit"),
     )
@@ -243,7 +243,7 @@ def _quality(node: Node) -> Quality:
     return Quality(
         dataset=node.text("dataset")[:_LONGEST_KIND],
         scale=node.whole("scale", 4),
-        **dataclasses.asdict(_subject(node)),
+        **dataclasses.asdict(_way(node)),
         images=node.maybe_whole("images"),
         psnr_y=node.number("psnr_y"),
         ssim_y=node.maybe_number("ssim_y"),

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .report_data import Quality, Results, Row, Subject
+from .report_data import Quality, Results, Row, Way
 
-__all__ = ["NOTES", "Facts", "Point", "headlines", "pareto", "quantity", "ratio", "short_names"]
+__all__ = ["NOTES", "Facts", "Point", "eager_lines", "headlines", "pareto", "quantity", "ratio", "short_names"]
 
 NOTES = {
     "*": "random weights: right for time, meaningless for quality",
-    "†": "unstable: its time varied between rounds more than the benchmark allows",
+    "†": "not known to be stable: fewer than three rounds, or their medians spread by more than a tenth",
 }
 _LONGEST_NAME = 40
 _SUFFIXES = (".bundle", ".onnx", ".safetensors", ".pth", ".pt")
@@ -117,7 +117,7 @@ class Facts:
 
     def is_baseline(self, row: Row) -> bool:
         """Whether the row is the one that others are compared with."""
-        return Subject(row.model, row.backend, row.precision) == self.results.baseline
+        return Way(row.model, row.backend, row.precision) == self.results.baseline
 
     def name(self, row: Row) -> str:
         """The name to show with its marks, which `NOTES` explains."""
@@ -210,10 +210,22 @@ def headlines(facts: Facts) -> list[str]:
             f"Float32 against float32, each on its fastest engine: {facts.name(fp32)} takes {quantity(fp32.p50_ms)} ms "
             f"({fp32.backend}), {ratio(times)} times as fast as {other}."
         )
+    lines += eager_lines(facts)
     if len(facts.points) > 1:
         members = ", ".join(f"{facts.name(point.row)} {point.row.precision}" for point in pareto(facts.points))
         lines.append(f"No model here is both faster and better on {facts.dataset} than any of these: {members}.")
     return lines + _warnings(facts)
+
+
+def eager_lines(facts: Facts) -> list[str]:
+    """The RDSR paper's own setting: torch eager float32 against the baseline in torch eager float32."""
+    baseline = facts.baseline_row
+    if baseline is None or (baseline.backend, baseline.precision) != ("torch-eager", "fp32"):
+        return []
+    rows = [row for row in facts.rows if facts.family(row.model) == "rdsr" and not facts.is_baseline(row)]
+    rows = [row for row in rows if (row.backend, row.precision) == ("torch-eager", "fp32")]
+    each = [f"{facts.name(row)} {ratio(baseline.p50_ms / row.p50_ms)}×" for row in rows]
+    return [f"Torch eager float32 against {facts.name(baseline)} in torch eager float32: {', '.join(each)}."] if each else []
 
 
 def _against(facts: Facts, row: Row) -> str:

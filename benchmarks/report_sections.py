@@ -181,7 +181,7 @@ def _quality(facts: Facts, pictures: _Pictures) -> list[Block]:
         rows = [
             dataclasses.asdict(row) | {"model": facts.marked(row.model), "scale": f"×{row.scale}"} for row in results.quality
         ]
-        blocks.append(Table(_QUALITY_COLUMNS, rows))
+        blocks.append(Table(_QUALITY_COLUMNS, rows, facts.notes(row for row in results.rows if row.weights == "random")))
     if results.peers:
         datasets = dict.fromkeys(name for peer in results.peers for name in peer.psnr_y)
         # Data sets are columns of their own, whatever they are called.

@@ -38,6 +38,7 @@ QUALITY_COLUMNS = {
     "dataset": ("data set", ""),
     "images": ("images", ""),
     "model": ("model", ""),
+    "weights": ("weights", ""),
     "backend": ("backend", ""),
     "precision": ("precision", ""),
     "psnr_y": ("PSNR-Y", ".3f"),
@@ -96,12 +97,15 @@ LATENCY_COLUMNS: Columns = {
     "p90_ms": ("p90 (ms)", ".1f"),
     "p99_ms": ("p99 (ms)", ".1f"),
     "spread": ("spread of rounds", ".1%"),
+    "rounds": ("rounds", ""),
+    "stable": ("stable", ""),
     "runs": ("runs", ""),
     "cold_start_ms": ("cold start (ms)", ".0f"),
     "peak_rss_mb": ("peak RSS (MiB)", ".0f"),
     "gflops": ("GFLOP", ".1f"),
     "share_of_peak": ("share of peak", ".0%"),
     "speedup_vs_baseline": ("× DiffIR torch eager", ".1f"),
+    "error": ("error", ""),
 }
 SWEEP_COLUMNS: Columns = {**LATENCY_COLUMNS, "exponent": ("exponent", ".2f")}
 PRIOR_COLUMNS: Columns = {

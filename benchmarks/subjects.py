@@ -23,9 +23,10 @@ Progress = Callable[[str], None]
 BICUBIC = "bicubic"
 DIFFIR = "diffir"
 """DiffIR-S2 in its official ×4 configuration, with random weights."""
+_DIGITS = 16
 _KEPT = "bench"
 """Folder in the user's cache for what was exported to be measured."""
-_SOURCES = ("models", "export", "runtime")
+_SOURCES = ("models", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Subject:
     """File for torch."""
     path: str | None = None
     """Bundle folder or ONNX file."""
+    failure: str | None = None
+    """Why it cannot be run; its rows say so."""
 
 
 def network_of(model: str) -> Any | None:
@@ -140,50 +143,59 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _prune(folder: Path, stem: str, kept: str) -> None:
+    """Remove what older code made of the same model."""
+    for entry in folder.glob(f"{stem}-{'?' * _DIGITS}.*"):
+        if kept not in entry.name:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
 def _peer(model: str, progress: Progress) -> Subject:
-    target = _kept_folder() / f"{model}-{_sources()[:16]}.onnx"
+    folder, digest = _kept_folder(), _sources()[:_DIGITS]
+    target = folder / f"{model}-{digest}.onnx"
     if not target.is_file():
         progress(f"export {model}")
-        fresh = target.with_suffix(".tmp")
-        export_peer(model, fresh)
-        fresh.replace(target)
+        _prune(folder, model, digest)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            export_peer(model, Path(scratch) / target.name)
+            (Path(scratch) / target.name).replace(target)
     return Subject(model, "onnx", "random", 4, PEERS[model].params_m, path=str(target))
 
 
 def _exported(model: str, progress: Progress) -> Subject:
     from ..export.exporter import ExportOptions, export_checkpoint
 
-    with tempfile.TemporaryDirectory() as scratch:
+    folder = _kept_folder()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoint, weights, network = checkpoint_of(model, Path(scratch))
         content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        name = f"{checkpoint.stem[:40]}-{hashlib.sha256((content + _sources()).encode()).hexdigest()[:16]}"
-        folder = _kept_folder() / f"{name}.bundle"
+        stem, digest = checkpoint.stem[:40], hashlib.sha256((content + _sources()).encode()).hexdigest()[:_DIGITS]
+        bundle, kept = folder / f"{stem}-{digest}.bundle", folder / f"{stem}-{digest}.safetensors"
         if weights == "random":
-            kept = _kept_folder() / f"{name}.safetensors"
-            if not kept.is_file():
-                shutil.copyfile(checkpoint, kept.with_suffix(".tmp"))
-                kept.with_suffix(".tmp").replace(kept)
-            checkpoint = kept
-        if not _is_whole(folder):
-            options = ExportOptions(
-                checkpoint=checkpoint,
-                output=folder,
-                max_psnr_drop=1e3,  # what int8 loses is `rdsr export`'s business; here every precision shall be timed
-                single_graph=False,
-                force=folder.exists(),
-            )
-            result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
-            if not result.passed:
-                raise BenchmarkError(f"{model} is not measured: its export failed the proof")
-    return Subject(
+            checkpoint = checkpoint.replace(kept)
+    subject = Subject(
         model,
         "network",
         weights,
         network.scale,
         network.inference_parameters() / 1e6,
         checkpoint=str(checkpoint.resolve()),
-        path=str(folder),
+        path=str(bundle),
     )
+    if not _is_whole(bundle):
+        _prune(folder, stem, digest)
+        options = ExportOptions(
+            checkpoint=checkpoint,
+            output=bundle,
+            max_psnr_drop=1e3,  # what int8 loses is `rdsr export`'s business; here every precision shall be timed
+            single_graph=False,
+            force=bundle.exists(),
+        )
+        result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
+        if not result.passed:
+            failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
+            return dataclasses.replace(subject, failure=f"its export failed the proof ({', '.join(failed)})")
+    return subject
 
 
 def _is_whole(folder: Path) -> bool:

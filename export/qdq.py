@@ -118,16 +118,17 @@ def insert_qdq_around(model: onnx.ModelProto, convolutions: Sequence[QuantizedCo
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     surgery = _Surgery(quantized)
-    nodes: dict[tuple[tuple[int, ...], bytes], onnx.NodeProto] = {}
+    nodes: dict[tuple[tuple[int, ...], bytes], list[onnx.NodeProto]] = {}
     for node in surgery.nodes:
         if node.op_type == "Conv" and node.input[1] in surgery.constants:
             weight = numpy_helper.to_array(surgery.constants[node.input[1]])
-            nodes.setdefault((weight.shape, weight.tobytes()), node)
+            nodes.setdefault((weight.shape, weight.tobytes()), []).append(node)
     for index, conv in enumerate(convolutions):
         weight = conv.weight.numpy()
-        found = nodes.get((weight.shape, weight.tobytes()))
-        if found is None:
+        alikes = nodes.get((weight.shape, weight.tobytes()))
+        if not alikes:
             raise ExportError(f"the traced decoder lacks the quantized convolution {index}")
+        found = alikes.pop(0)  # equal weights, all zero say: in the order in which they run
         prefix = f"conv{index}"
         alike = _levels_of(surgery, found.input[0])
         if alike != (np.float32(conv.input.scale), conv.input.zero):

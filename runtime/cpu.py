@@ -16,6 +16,7 @@ __all__ = [
     "has_vnni",
     "instruction_set",
     "isa_cap",
+    "isa_caps",
     "numa_nodes",
     "process_threads",
 ]
@@ -133,6 +134,11 @@ _CAPS: dict[str, set[str]] = {
     "AVX512_CORE_AMX": {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"},
 }
 """What a limit leaves of the number formats; higher ones leave everything."""
+
+
+def isa_caps() -> tuple[str, ...]:
+    """Limits that ONEDNN_MAX_CPU_ISA knows."""
+    return tuple(_CAPS)
 
 
 def _native(wanted: set[str], *, capped: bool = True) -> bool:

@@ -29,6 +29,8 @@ def last_line(command: Sequence[str], *, timeout: float | None = None, environme
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, env=variables
         )
+    except subprocess.TimeoutExpired as error:
+        raise ChildProcessError(f"it took longer than {error.timeout:.0f} s") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise ChildProcessError(str(error)) from error
     if done.returncode:

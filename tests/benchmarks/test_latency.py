@@ -25,14 +25,13 @@ from rdsr.benchmarks.subjects import Subject, find_subject
 from rdsr.cli import app
 from rdsr.models.registry import load_model
 from rdsr.runtime.bundle import Bundle
+from rdsr.tests.benchmarks.synthetic import NOTE
 
 SYNTHETIC = "rdsr.tests.benchmarks.synthetic"
 
 
-def synthetic(name: str, function: str, note: Path | None = None) -> Job:
-    subject = Subject(
-        name, "function", "none", None, None, checkpoint=None if note is None else str(note), path=f"{SYNTHETIC}:{function}"
-    )
+def synthetic(name: str, function: str) -> Job:
+    subject = Subject(name, "function", "none", None, None, path=f"{SYNTHETIC}:{function}")
     return Job(subject, "torch-eager", "fp32", (8, 8), 1, 1)
 
 
@@ -62,7 +61,11 @@ def test_a_model_that_allocates_a_known_amount_shows_it() -> None:
 
 def test_the_order_of_rows_changes_no_conclusion() -> None:
     jobs = sleepers(20, 40, 80)
-    forward, backward = measure(jobs), measure(jobs[::-1])
+    orders: list[str] = []
+    report = measure_latency(jobs, Options(budget=60, rounds=2, peaks=False), progress=orders.append)
+    assert [step.split("sleep-")[1].split()[0] for step in orders] == ["20", "40", "80", "80", "40", "20"], "interleaved"
+    forward = {row["model"]: row for row in report["rows"]}
+    backward = measure(jobs[::-1])
     for rows in (forward, backward):
         ranked = sorted(rows, key=lambda model: rows[model]["p50_ms"])
         assert ranked == ["sleep-20", "sleep-40", "sleep-80"]
@@ -77,9 +80,10 @@ def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
     assert rows["sleep-5"]["p50_ms"] >= 5
 
 
-def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note, partial = tmp_path / "note", tmp_path / "latency.partial.json"
-    jobs = [synthetic("sleep-1", "sleeper", note), synthetic("sleep-2", "sleeper", note)]
+    monkeypatch.setenv(NOTE, str(note))
+    jobs = sleepers(1, 2)
     steps: list[str] = []
 
     def cut_off(step: str) -> None:
@@ -94,11 +98,14 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     report = measure_latency(jobs, options, partial=partial)
     assert len(note.read_text().splitlines()) == 2, "the first row was not run again"
     assert all(row["p50_ms"] for row in report["rows"])
-    assert not partial.exists()
-    other = [dataclasses.replace(job, threads=2) for job in jobs]
-    partial.write_text("{}")
-    measure_latency(other, options, partial=partial)
+    assert partial.is_file(), "until the caller has stored the report"
+    measure_latency(jobs, options, partial=partial)
+    assert len(note.read_text().splitlines()) == 2
+    measure_latency(jobs, dataclasses.replace(options, isa_cap="AVX2"), partial=partial)
     assert len(note.read_text().splitlines()) == 4, "what another run left is not mistaken for this one's"
+    partial.write_text("damaged")
+    measure_latency(jobs, options, partial=partial)
+    assert len(note.read_text().splitlines()) == 6
 
 
 def test_rounds_end_with_the_budget_and_few_rounds_are_not_called_stable() -> None:
@@ -204,6 +211,29 @@ def test_a_peer_of_one_size_is_run_at_that_size_and_refused_at_others(tmp_path: 
     assert "24×32 alone" in failed[str(path)]["error"]
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_batch_is_what_its_pictures_are(backend: Any, tmp_path: Path) -> None:
+    model = OnnxModel(peer(tmp_path / "peer.onnx"), backend=backend, precision="fp32", threads=1)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 10, 3), dtype=np.uint8)
+    assert np.array_equal(model(pictures), np.concatenate([model(picture[None]) for picture in pictures]))
+
+
+def test_an_export_that_failed_is_a_row_that_says_so() -> None:
+    subject = dataclasses.replace(sleepers(1)[0].subject, failure="its export failed the proof (int8 on openvino)")
+    jobs = jobs_of(
+        [subject, find_subject("bicubic")], backends=["openvino"], precisions=[], sizes=[(8, 8)], batches=[1], threads=[1]
+    )
+    rows = measure(jobs)
+    assert rows["sleep-1"]["error"] == subject.failure
+    assert rows["bicubic"]["p50_ms"] > 0
+
+
+def test_a_budget_that_is_short_goes_to_the_cheaper_rows() -> None:
+    cheap, dear = sleepers(1, 2500)
+    rows = measure([cheap, dear], budget=12.0, rounds=4)
+    assert rows["sleep-2500"]["rounds"] < rows["sleep-1"]["rounds"]
+
+
 def test_what_takes_no_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"needs one input of N×H×W×3 uint8 or N×3×H×W float32, has x: f32"):
         read_input(peer(tmp_path / "grey.onnx", channels=1))
@@ -227,9 +257,25 @@ def test_a_peer_of_random_weights_has_no_quality(tmp_path: Path) -> None:
 # -- what a row is set against ----------------------------------------------------------------------------------------
 
 
+def convolution(kernel: tuple[int, ...], group: int) -> bytes:
+    """One convolution of `x`, padded to the same size."""
+    shape = [1, kernel[1] * group, "h", "w"]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "k"], ["y"], kernel_shape=kernel[2:], pads=[1] * 4, group=group)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, kernel[0], "h", "w"])],
+        [numpy_helper.from_array(np.ones(kernel, np.float32), "k")],
+    )
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+
+
 def test_operations_counted_from_a_graph_are_those_of_its_convolutions(exported: Path, checkpoint: Path) -> None:
     gflops, _ = graph_facts(float_stack(8, 3), {"x": (1, 8, 10, 20)})
     assert gflops == pytest.approx(2 * 3 * 9 * 8 * 8 * 200 / 1e9)
+    assert graph_facts(convolution((6, 2, 3, 3), group=3), {"x": (1, 6, 10, 20)})[0] == pytest.approx(
+        2 * 6 * 2 * 9 * 200 / 1e9
+    )
     gflops, weights = graph_facts(matmul(64), {"x": (64, 64)})
     assert (gflops, weights) == pytest.approx((2 * 64**3 / 1e9, 64 * 64 / 1e6))
     bundle = Bundle(exported)
