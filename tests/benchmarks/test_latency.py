@@ -23,6 +23,7 @@ from rdsr.benchmarks.peaks import float_stack, matmul, measure_peak
 from rdsr.benchmarks.quality import onnx_file
 from rdsr.benchmarks.subjects import Subject, find_subject
 from rdsr.cli import app
+from rdsr.export.cases import SAMPLES
 from rdsr.models.registry import load_model
 from rdsr.runtime.bundle import Bundle
 from rdsr.tests.benchmarks.synthetic import NOTE
@@ -328,3 +329,70 @@ def test_the_command_gives_the_contracts_keys(exported: Path, tmp_path: Path) ->
         assert row["size"] == [16, 24]
     assert json.loads((tmp_path / "latency.json").read_text()) == report
     assert (tmp_path / "latency.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sweep", "colour"], "a sweep is over size, threads, batch"),
+        (["--isa-cap", "SSE9"], "no instruction set is called 'SSE9'"),
+        (["--sweep", "size", "--threads", "1", "--threads", "2"], "wants one value of everything else"),
+        (["--model", "bicubic", "--backend", "cuda"], "no backend is called 'cuda'"),
+        (["--model", "nothing.onnx"], "there is no such file"),
+        (["--model", "bicubic", "--size", "12"], "a size is HEIGHTxWIDTH"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "latency", *arguments])
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.output.split())
+
+
+def test_quality_takes_named_models_and_several_precisions(exported: Path, tmp_path: Path) -> None:
+    arguments = ["bench", "quality", "--model", str(exported), "--model", "bicubic", "--precision", "fp32,int8"]
+    done = CliRunner().invoke(app, [*arguments, "--threads", "1", "--dataset", str(SAMPLES), "-o", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["model"], row["precision"], row["weights"]) for row in rows] == [
+        (str(exported), "fp32", "trained"),
+        (str(exported), "int8", "trained"),
+        ("bicubic", "uint8", "none"),
+    ]
+
+
+def test_a_report_is_made_of_what_the_commands_left(exported: Path, tmp_path: Path) -> None:
+    common = ["--threads", "1", "-o", str(tmp_path)]
+    latency = [
+        "bench",
+        "latency",
+        "--model",
+        str(exported),
+        "--size",
+        "16x16",
+        "--budget",
+        "1",
+        "--rounds",
+        "1",
+        "--no-peaks",
+    ]
+    assert CliRunner().invoke(app, [*latency, *common]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, ["bench", "quality", "--bundle", str(exported), "--dataset", str(SAMPLES), *common])
+        .exit_code
+        == 0
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    done = CliRunner().invoke(app, ["bench", "report", "-o", str(tmp_path), "--readme", str(readme), "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert "small.bundle" in Path(made["html"]).read_text()
+    assert Path(made["markdown"]).is_file()
+    assert all(Path(plot).is_file() for plot in made["plots"])
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "small.bundle" in text
+    assert "old" not in text
+    assert CliRunner().invoke(app, ["bench", "report", "-o", str(tmp_path / "empty")]).exit_code == 2
