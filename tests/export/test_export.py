@@ -181,10 +181,10 @@ def test_a_failed_proof_is_not_written_or_kept_apart(
     before = (bundle / "manifest.json").read_bytes()
     original = exporter.build_proof
 
-    def disturbed(network: torch.nn.Module, *rest: object) -> object:
+    def disturbed(network: torch.nn.Module, *rest: object, **options: object) -> object:
         with torch.no_grad():
             network.decoder.tail.bias.add_(1e-3)
-            proof = original(network, *rest)
+            proof = original(network, *rest, **options)
             network.decoder.tail.bias.sub_(1e-3)
         return proof
 

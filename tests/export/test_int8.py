@@ -23,6 +23,7 @@ from rdsr.export.errors import ExportError, ProofError
 from rdsr.export.execution import Plan, check_execution
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.export.graph_set import GraphSet
+from rdsr.export.int8_form import RepDecoderForm
 from rdsr.export.quantize import Original, quantize
 from rdsr.models.rdsr.calibrate import Ranges, calibrate, sample_of, with_hard_edges
 from rdsr.models.rdsr.quantized import QuantizedDecoder
@@ -146,7 +147,7 @@ def test_a_float_convolution_is_found_out(exported: Path, engine: str, monkeypat
 def test_both_engines_equal_the_fake_quantized_model(ranges: Ranges) -> None:
     network, decoder, pictures = calibrated(ranges)
     graphs = GraphSet(network, 0, single_graph=False)
-    graphs.add_int8(decoder)
+    graphs.add_int8(RepDecoderForm(decoder))
     graph = graphs.models["decoder.int8.onnx"].SerializeToString()
     check_execution(graph, Plan.of(decoder))
     z = torch.randn(1, CONFIG.latent_size, generator=torch.Generator().manual_seed(0))
