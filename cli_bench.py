@@ -63,8 +63,7 @@ def quality(
         candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
         for name in model or []:
             progress(name)
-            found = [bench.subject(name, backend=backend, precision=p, threads=threads) for p in wanted]
-            candidates += {candidate.precision: candidate for candidate in found}.values()
+            candidates += bench.named(name, backend=backend, precisions=wanted, threads=threads)
     if not candidates:
         candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
     if with_bicubic:
@@ -334,6 +333,7 @@ def candidates(
 def show_rows(
     report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool
 ) -> None:
+    """The report as one JSON object, or its rows as a table."""
     from .benchmarks.reports import cells
 
     if as_json:

@@ -15,23 +15,21 @@ import psutil
 
 from ..runtime import cpu
 from ..runtime.bundle import Bundle
-from ..runtime.cache import cache_folder
 from ..runtime.engines import supported_precisions
 from ..runtime.files import atomic_write, dump_json
 from ..runtime.processes import call_apart
 from .errors import BenchmarkError
 from .host import commit, describe_host, now
-from .latency_rows import BASELINE, Job, compare, fit_exponents, row_of
-from .subjects import Subject
+from .latency_rows import BASELINE, SWEEPS, Job, compare, fit_exponents, row_of
+from .subjects import Subject, kept_folder
 
 __all__ = ["BACKENDS", "NOT_RUN", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
 
 Progress = Callable[[str], None]
 Sample = Mapping[str, Any]
 BACKENDS = ("torch-eager", "torch-compile", "onnxruntime", "openvino", "opencv")
+_ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8", "uint8")
-SWEEPS = ("size", "threads", "batch")
-"""What may be swept."""
 NOT_RUN = "not run"
 """What the error of a point of a sweep begins with that was left out on purpose."""
 _LARGEST_SHARE = 0.25
@@ -94,7 +92,6 @@ def _ways(subject: Subject) -> list[tuple[str, str]]:
     """(backend, precision) that a subject can be run in on this machine."""
     if subject.kind == "bicubic":
         return [("opencv", "uint8")]
-    engines = ("onnxruntime", "openvino")
     if subject.failure is not None:
         return [("export", "all")]
     if subject.kind == "onnx":
@@ -103,23 +100,24 @@ def _ways(subject: Subject) -> list[tuple[str, str]]:
         return [("torch-eager", "fp32")]
     manifest = Bundle(subject.path).manifest
     ways = [("torch-eager", "fp32"), ("torch-compile", "fp32")] if subject.kind == "network" else []
-    for engine in engines:
-        for precision in supported_precisions(engine):
-            if manifest.proven(precision, engine) and (precision != "bf16" or cpu.has_bf16()):
-                ways.append((engine, precision))
-    return ways
+    return ways + [way for way in _engine_ways(_ENGINES) if manifest.proven(way[1], way[0])]
 
 
 def _ways_of_file(path: Path) -> list[tuple[str, str]]:
     from .onnx_model import read_input
 
     own = ("int8",) if read_input(path).quantized else ("fp32", "bf16")
-    engines = ("openvino",) if path.suffix.lower() == ".xml" else ("onnxruntime", "openvino")
+    engines = ("openvino",) if path.suffix.lower() == ".xml" else _ENGINES
+    return [(engine, precision) for engine, precision in _engine_ways(engines) if precision in own]
+
+
+def _engine_ways(engines: Sequence[str]) -> list[tuple[str, str]]:
+    """(engine, precision) that these engines and this CPU can run."""
     return [
         (engine, precision)
         for engine in engines
-        for precision in own
-        if precision in supported_precisions(engine) and (precision != "bf16" or cpu.has_bf16())
+        for precision in supported_precisions(engine)
+        if precision != "bf16" or cpu.has_bf16()
     ]
 
 
@@ -221,7 +219,7 @@ def _environment(options: Options, jobs: Iterable[Job]) -> dict[str, str]:
     if options.isa_cap:
         environment["ONEDNN_MAX_CPU_ISA"] = options.isa_cap
     if any(job.backend == "torch-compile" for job in jobs):
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "bench" / "torch-inductor")
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(kept_folder() / "torch-inductor")
     return environment
 
 

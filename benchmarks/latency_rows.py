@@ -15,10 +15,12 @@ from ..runtime.bundle import Bundle
 from .flops import graph_facts
 from .subjects import DIFFIR, Subject
 
-__all__ = ["BASELINE", "Job", "compare", "fit_exponents", "row_of"]
+__all__ = ["BASELINE", "SWEEPS", "Job", "compare", "fit_exponents", "row_of"]
 
 BASELINE = {"model": DIFFIR, "backend": "torch-eager", "precision": "fp32"}
 """What every other row's time is set against, at the same size, batch and threads."""
+SWEEPS = ("size", "threads", "batch")
+"""What may be swept."""
 LEAST_ROUNDS = 3
 LARGEST_SPREAD = 0.1
 """Of the rounds' medians (interquartile range over median) up to which a row counts as stable."""

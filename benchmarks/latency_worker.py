@@ -45,13 +45,13 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb()}
 
 
-def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int) -> list[float]:
-    """Milliseconds of single calls, one at least, as many as begin within `seconds`, after `warm_up` uncounted ones."""
+def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most: int = _MOST_CALLS) -> list[float]:
+    """Milliseconds of single calls: one, and up to `most` that begin within `seconds`, after `warm_up` uncounted ones."""
     for _ in range(warm_up):
         call()
     begun = time.perf_counter()
     times: list[float] = []
-    while not times or (time.perf_counter() - begun < seconds and len(times) < _MOST_CALLS):
+    while not times or (time.perf_counter() - begun < seconds and len(times) < most):
         started = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - started))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.engines import Precision, load_session
+from .latency_worker import time_calls
 
 __all__ = ["STACK_CHANNELS", "STACK_DEPTH", "Peak", "convolution_stack", "float_stack", "matmul", "measure_peak"]
 
@@ -116,23 +115,10 @@ def _graph(
 def measure_peak(backend: str, precision: str, threads: int) -> dict[str, Any]:
     """`Peak` as a mapping; for a process of its own. Raises what the engine raises."""
     calls = _torch_calls(threads) if backend.startswith("torch") else _engine_calls(backend, precision, threads)
-    seconds = {name: _best(call) for name, call in calls.items()}
+    best = {name: min(time_calls(call, seconds=_SECONDS, warm_up=1, most=_CALLS)) for name, call in calls.items()}
     operations = {"convolution": 2 * STACK_DEPTH * 9 * STACK_CHANNELS**2 * _SIDE**2, "matmul": 2 * _MATMUL**3}
-    rates = {f"{name}_gflops": round(operations[name] / seconds[name] / 1e9, 1) for name in operations}
+    rates = {f"{name}_gflops": round(operations[name] / best[name] / 1e6, 1) for name in operations}
     return dataclasses.asdict(Peak(backend, precision, threads, **rates))
-
-
-def _best(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls, after one that does not count."""
-    call()
-    begun, least = time.perf_counter(), math.inf
-    for _ in range(_CALLS):
-        started = time.perf_counter()
-        call()
-        least = min(least, time.perf_counter() - started)
-        if time.perf_counter() - begun > _SECONDS:
-            break
-    return least
 
 
 def _engine_calls(backend: str, precision: str, threads: int) -> dict[str, Callable[[], object]]:

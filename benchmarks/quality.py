@@ -23,7 +23,7 @@ from .errors import BenchmarkError
 from .onnx_model import OnnxModel
 from .subjects import find_subject
 
-__all__ = ["Candidate", "QualityRow", "bicubic", "bundle", "measure", "onnx_file", "quality", "subject", "torch_checkpoint"]
+__all__ = ["Candidate", "QualityRow", "bicubic", "bundle", "measure", "named", "onnx_file", "quality", "torch_checkpoint"]
 
 Rgb = NDArray[np.uint8]
 _SAMPLE = Path(__file__).parent.parent / "export" / "samples" / "LRx4" / "portrait.png"
@@ -103,16 +103,18 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run, "given")
 
 
-def subject(name: str, *, backend: str, precision: str, threads: int | None) -> Candidate:
-    """What `rdsr bench latency --model` takes; what has to be exported first is."""
+def named(name: str, *, backend: str, precisions: Sequence[str], threads: int | None) -> list[Candidate]:
+    """What `rdsr bench latency --model` takes, in each precision where it has several; exported first where need be."""
     found = find_subject(name)
     if found.failure is not None:
         raise BenchmarkError(f"{name} cannot be measured: {found.failure}")
     if found.kind == "bicubic":
-        return bicubic(4)
+        return [bicubic(4)]
     if found.kind == "onnx":
-        return dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)
-    return dataclasses.replace(bundle(found.path, backend=backend, precision=precision, threads=threads), model=name)
+        return [dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)]
+    made = [bundle(found.path, backend=backend, precision=precision, threads=threads) for precision in precisions]
+    by_precision = {candidate.precision: candidate for candidate in made}  # "auto" may be one of the others
+    return [dataclasses.replace(candidate, model=name) for candidate in by_precision.values()]
 
 
 def torch_checkpoint(name: str, *, threads: int | None, seed: int = 0) -> Candidate:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BenchmarkError
+from .latency_rows import SWEEPS
 from .report_json import Node, clean, load
 
 __all__ = ["CROPS", "Fit", "Host", "Peak", "Peer", "Quality", "Results", "Row", "Sweep", "Way", "read_results"]
@@ -16,7 +17,6 @@ __all__ = ["CROPS", "Fit", "Host", "Peak", "Peer", "Quality", "Results", "Row", 
 CROPS = "crops.png"
 _LONGEST_KIND = 24
 """Letters of an engine, precision or data set; longer ones push the plots off their page."""
-SWEEPS = ("size", "threads", "batch")
 
 
 @dataclasses.dataclass(frozen=True)

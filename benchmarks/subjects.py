@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import shutil
@@ -17,7 +18,7 @@ from ..runtime.errors import BundleError
 from .errors import BenchmarkError
 from .peers import PEERS, export_peer
 
-__all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "network_of"]
+__all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "kept_folder", "network_of"]
 
 Progress = Callable[[str], None]
 BICUBIC = "bicubic"
@@ -121,7 +122,8 @@ def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
     return _exported(model, progress)
 
 
-def _kept_folder() -> Path:
+def kept_folder() -> Path:
+    """Where exports for benchmarks are kept. Raises `BenchmarkError` where there can be no such folder."""
     try:
         folder = cache_folder() / _KEPT
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,7 @@ def _kept_folder() -> Path:
     return folder
 
 
+@functools.cache
 def _sources() -> str:
     """Digest of what makes graphs: an export of other code is another export."""
     root = Path(__file__).parent.parent
@@ -151,7 +154,7 @@ def _prune(folder: Path, stem: str, kept: str) -> None:
 
 
 def _peer(model: str, progress: Progress) -> Subject:
-    folder, digest = _kept_folder(), _sources()[:_DIGITS]
+    folder, digest = kept_folder(), _sources()[:_DIGITS]
     target = folder / f"{model}-{digest}.onnx"
     if not target.is_file():
         progress(f"export {model}")
@@ -165,7 +168,7 @@ def _peer(model: str, progress: Progress) -> Subject:
 def _exported(model: str, progress: Progress) -> Subject:
     from ..export.exporter import ExportOptions, export_checkpoint
 
-    folder = _kept_folder()
+    folder = kept_folder()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoint, weights, network = checkpoint_of(model, Path(scratch))
         content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()

@@ -60,19 +60,23 @@ class GraphSet:
         self.training_only = {fingerprint(value): key for key, value in _arrays(self.original.training_only()).items()}
         self.deployed: set[str] = {fingerprint(self.noise)}
         self.neutral: set[str] = set()
-        self._deploy(self.fused)
+        self.weights = self._deploy(self.fused)
         self.found: dict[str, set[str]] = {}
         self.single_graph = single_graph
         self.models = self._build()
         self._check_totals()
 
-    def _deploy(self, network: nn.Module) -> None:
-        """These weights may be in graphs."""
-        for value in _arrays(network.state_dict()).values():
+    def _deploy(self, network: nn.Module) -> dict[str, str]:
+        """Let the network's weights be in graphs; key → fingerprint of those that are large enough to be accounted for."""
+        weights = {}
+        for key, value in _arrays(network.state_dict()).items():
             mark = fingerprint(value)
+            if value.size >= SMALLEST:
+                weights[key] = mark
             self.deployed.add(mark)
             if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all():
                 self.neutral.add(mark)  # a simplifier may leave out what multiplies by ones or adds zeros
+        return weights
 
     def _build(self) -> dict[str, onnx.ModelProto]:
         lr, z = torch.rand(1, 3, 24, 20), torch.randn(1, self.parts.latent_size)
@@ -115,8 +119,8 @@ class GraphSet:
 
     def add_int8(self, form: Int8Form) -> None:
         """Make the int8 graphs: their float form, accounted for like the others, and only then quantize nodes put in."""
-        network, decoder = form.trace_into(self.fused)
-        self._deploy(decoder)
+        network = form.traced(self.fused)
+        weights = self._deploy(network)
         z = torch.randn(1, self.parts.latent_size)
         models = {
             "decoder.int8.onnx": self._graph(
@@ -130,9 +134,9 @@ class GraphSet:
         if self.single_graph:
             models["model.int8.onnx"] = self._single("model.int8.onnx", network)
         held = self.found["decoder.int8.onnx"] | self.found["encoder.onnx"] | self.found["reverse.onnx"]
-        _check_holds("the int8 decoder, the encoder and the reverse process", held, _weights(network))
+        _check_holds("the int8 decoder, the encoder and the reverse process", held, weights)
         if self.single_graph:
-            _check_holds("model.int8.onnx", self.found["model.int8.onnx"], _weights(network))
+            _check_holds("model.int8.onnx", self.found["model.int8.onnx"], weights)
         self.models |= {name: form.insert(model) for name, model in models.items()}
 
     def _graph(
@@ -165,16 +169,10 @@ class GraphSet:
 
     def _check_totals(self) -> None:
         """The three graphs together hold every deployed weight; the single graph holds them all, and the noise."""
-        weights = _weights(self.fused)
         three = self.found["encoder.onnx"] | self.found["reverse.onnx"] | self.found["decoder.onnx"]
-        _check_holds("the three graphs", three, weights)
+        _check_holds("the three graphs", three, self.weights)
         if "model.onnx" in self.found:
-            _check_holds("model.onnx", self.found["model.onnx"], weights)
-
-
-def _weights(network: nn.Module) -> dict[str, str]:
-    """Key → fingerprint of every weight that is large enough to be accounted for."""
-    return {key: fingerprint(value) for key, value in _arrays(network.state_dict()).items() if value.size >= SMALLEST}
+            _check_holds("model.onnx", self.found["model.onnx"], self.weights)
 
 
 def _check_holds(name: str, found: set[str], weights: Mapping[str, str]) -> None:

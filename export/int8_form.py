@@ -24,8 +24,8 @@ class Int8Form(Protocol):
         """As engines run it, fake-quantized: N×3×H×W in [0, 1] and N×latent → N×3×sH×sW SR, not clipped."""
         ...
 
-    def trace_into(self, fused: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """(copy of the fused network to trace, the part of it that holds the decoder's weights, quantized, as floats)."""
+    def traced(self, fused: nn.Module) -> nn.Module:
+        """A copy of the fused network, for tracing: its decoder holds the quantized weights, as floats."""
         ...
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -48,11 +48,11 @@ class RepDecoderForm:
         """See `Int8Form`."""
         return cast(Tensor, self.decoder(lr, z))
 
-    def trace_into(self, fused: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def traced(self, fused: nn.Module) -> nn.Module:
         """See `Int8Form`."""
         network = copy.deepcopy(fused)
         network.decoder = self._traced
-        return network, self._traced
+        return network
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """See `Int8Form`."""
@@ -75,11 +75,10 @@ class ConvolutionsForm:
         """See `Int8Form`."""
         return cast(LatentPriorNetwork, self.network).decode(lr, z)
 
-    def trace_into(self, fused: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def traced(self, fused: nn.Module) -> nn.Module:
         """See `Int8Form`."""
         del fused  # the quantized network is a copy of it already
-        plain = with_plain_convolutions(self.network).eval()
-        return plain, plain
+        return with_plain_convolutions(self.network).eval()
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """See `Int8Form`."""

@@ -42,16 +42,6 @@ def quantizations(decoder: TracedDecoder) -> dict[int, Quantization]:
     }
 
 
-def _pair(tensor: str, prefix: str, constants: list[str]) -> list[onnx.NodeProto]:
-    """Quantize and dequantize nodes that turn `tensor` into PREFIX_dequantized."""
-    return [
-        helper.make_node("QuantizeLinear", [tensor, *constants], [f"{prefix}_levels"], name=f"{prefix}/quantize"),
-        helper.make_node(
-            "DequantizeLinear", [f"{prefix}_levels", *constants], [f"{prefix}_dequantized"], name=f"{prefix}/dequantize"
-        ),
-    ]
-
-
 class _Surgery:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
@@ -70,16 +60,22 @@ class _Surgery:
             for k, name in enumerate(node.input):
                 if name == tensor:
                     node.input[k] = f"{prefix}_dequantized"
-        constants = [self.constant(f"{prefix}_scale", scale), self.constant(f"zero{zero or ''}_u8", np.uint8(zero))]
-        self.nodes[at:at] = _pair(tensor, prefix, constants)
+        self._put_pair(at, tensor, prefix, scale, zero)
 
     def quantize_use(self, node: onnx.NodeProto, prefix: str, scale: np.float32, zero: int) -> None:
         """Put Q and DQ before this one user of its first input; others go on reading what they did."""
-        tensor = node.input[0]
-        constants = [self.constant(f"{prefix}_scale", scale), self.constant(f"zero{zero or ''}_u8", np.uint8(zero))]
-        at = self.nodes.index(node)
-        self.nodes[at:at] = _pair(tensor, prefix, constants)
+        self._put_pair(self.nodes.index(node), node.input[0], prefix, scale, zero)
         node.input[0] = f"{prefix}_dequantized"
+
+    def _put_pair(self, at: int, tensor: str, prefix: str, scale: np.float32, zero: int) -> None:
+        """Quantize and dequantize nodes that turn `tensor` into PREFIX_dequantized."""
+        constants = [self.constant(f"{prefix}_scale", scale), self.constant(f"zero{zero or ''}_u8", np.uint8(zero))]
+        self.nodes[at:at] = [
+            helper.make_node("QuantizeLinear", [tensor, *constants], [f"{prefix}_levels"], name=f"{prefix}/quantize"),
+            helper.make_node(
+                "DequantizeLinear", [f"{prefix}_levels", *constants], [f"{prefix}_dequantized"], name=f"{prefix}/dequantize"
+            ),
+        ]
 
     def quantize_weight(self, node: onnx.NodeProto, prefix: str, scale: NDArray[np.float32]) -> None:
         weight = numpy_helper.to_array(self.constants[node.input[1]])

@@ -63,11 +63,8 @@ class QuantizedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, input: Levels, output: Levels) -> None:
         super().__init__()
-        self.conv, self.input, self.output = (
-            {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups},
-            input,
-            output,
-        )
+        self.conv = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+        self.input, self.output = input, output
         weight = conv.weight.detach()
         scale = weight_scales(weight).clamp(min=1e-12)
         limit = weight_limit(weight.shape[1])

@@ -13,6 +13,7 @@ import torch
 
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.models.checkpoint import save_checkpoint
+from rdsr.models.diffir import DiffIRConfig
 from rdsr.models.rdsr import RDSR, RDSRConfig
 from rdsr.runtime.bundle import canonical_json, manifest_digest
 
@@ -27,6 +28,16 @@ CONFIG = RDSRConfig(
     lpe_depth=2,
     latent_size=24,
 )
+
+DIFFIR_CONFIG = DiffIRConfig(
+    dim=8,
+    num_blocks=(1, 1, 1, 1),
+    num_refinement_blocks=1,
+    ffn_hidden=(8, 16, 32, 64, 16),
+    n_encoder_res=1,
+    heads=(1, 2, 2, 4),
+)
+"""Of a DiffIR small enough to export in seconds."""
 
 
 def random_network(config: RDSRConfig = CONFIG, seed: int = 0) -> RDSR:

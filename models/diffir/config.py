@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from ..plain import from_plain, to_plain
 
 __all__ = ["LATENT_SIZE", "OFFICIAL_X4", "DiffIRConfig"]
 
@@ -74,15 +75,12 @@ class DiffIRConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiffIRConfig:
         """The config written by `to_dict`; `ValueError` names unknown and out-of-range fields."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return cls(**values)
+        return from_plain(cls, values)
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> DiffIRConfig:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from ..plain import from_plain, to_plain
 
 __all__ = ["BRANCHES", "PRESETS", "RDSRConfig"]
 
@@ -80,19 +81,12 @@ class RDSRConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON; `from_dict` reads them back."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RDSRConfig:
         """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - set(fields)):
-            raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-        if missing:
-            raise ValueError(f"missing field {', '.join(missing)}")
-        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**arguments)
+        return from_plain(cls, values)
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:

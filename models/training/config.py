@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..plain import to_plain
 from ..rdsr.config import PRESETS, RDSRConfig
 from .errors import TrainingError
 
@@ -154,7 +155,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def load(cls, path: Path, **overrides: Any) -> TrainConfig:

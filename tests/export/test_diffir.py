@@ -27,18 +27,10 @@ from rdsr.runtime import Upscaler, cpu
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.metrics import psnr_rgb
 from rdsr.runtime.verify import verify
-
-CONFIG = DiffIRConfig(
-    dim=8,
-    num_blocks=(1, 1, 1, 1),
-    num_refinement_blocks=1,
-    ffn_hidden=(8, 16, 32, 64, 16),
-    n_encoder_res=1,
-    heads=(1, 2, 2, 4),
-)
+from rdsr.tests.conftest import DIFFIR_CONFIG
 
 
-def network(config: DiffIRConfig = CONFIG) -> DiffIR:
+def network(config: DiffIRConfig = DIFFIR_CONFIG) -> DiffIR:
     torch.manual_seed(0)
     return DiffIR(config).eval()
 
@@ -147,7 +139,7 @@ def test_all_but_the_ends_run_in_8_bits_once_between_two_convolutions(result: Ex
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_other_scales_go_the_same_road(scale: int, tmp_path: Path) -> None:
-    path = save_released(tmp_path / "a.pth", released_form(network(dataclasses.replace(CONFIG, scale=scale))))
+    path = save_released(tmp_path / "a.pth", released_form(network(dataclasses.replace(DIFFIR_CONFIG, scale=scale))))
     options = ExportOptions(checkpoint=path, output=tmp_path / "b", precisions=("fp32",), single_graph=False)
     assert export_checkpoint(options).passed
     picture = np.random.default_rng(0).integers(0, 256, (11, 18, 3), dtype=np.uint8)
@@ -207,7 +199,7 @@ def test_what_a_checkpoint_repeats_is_dropped_once_it_is_known_to_repeat(tmp_pat
     state = released_form(network())
     loaded = load_model(save_released(tmp_path / "a.pth", state))
     assert loaded.arch == "diffir"
-    assert loaded.config == CONFIG
+    assert loaded.config == DIFFIR_CONFIG
     key = "diffusion.model.resmlp.0.weight"
     with pytest.raises(CheckpointError, match=r"should repeat denoise\.resmlp\.0\.weight"):
         load_model(save_released(tmp_path / "b.pth", state | {key: state[key] + 1}))
@@ -230,7 +222,7 @@ def test_a_stage_1_checkpoint_is_told_from_a_damaged_one(tmp_path: Path) -> None
 
 
 def test_our_own_form_keeps_the_config(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, beta_end=0.9, steps=3)
+    config = dataclasses.replace(DIFFIR_CONFIG, beta_end=0.9, steps=3)
     model = network(config)
     path = tmp_path / "own.safetensors"
     save_checkpoint(path, model.state_dict(), "diffir", config.to_dict())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rdsr.models.diffir import OFFICIAL_X4, DiffIR, DiffIRConfig
 from rdsr.models.errors import CheckpointError
-from rdsr.tests.conftest import ROOT
+from rdsr.tests.conftest import DIFFIR_CONFIG, ROOT
 
 REFERENCE = Path(ROOT).parent / "shared" / "reference" / "diffir"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference tensors are not beside the checkout")
@@ -68,16 +68,8 @@ def test_the_official_network_has_exactly_the_released_tensors() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17)])
 def test_any_size_goes_through(size: tuple[int, int]) -> None:
-    config = DiffIRConfig(
-        dim=8,
-        num_blocks=(1, 1, 1, 1),
-        num_refinement_blocks=1,
-        ffn_hidden=(8, 8, 8, 8, 8),
-        n_encoder_res=1,
-        heads=(1, 1, 2, 2),
-    )
     torch.manual_seed(0)
-    network = DiffIR(config).eval()
+    network = DiffIR(DIFFIR_CONFIG).eval()
     with torch.no_grad():
         sr = network(torch.rand(2, 3, *size), torch.randn(2, 256))
     assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
