@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +22,7 @@ from rdsr.models.rdsr import RDSR, RDSRConfig
 from rdsr.runtime.bundle import canonical_json, manifest_digest
 
 ROOT = Path(__file__).resolve().parents[1]
+_RNG = np.random.default_rng(0)
 CONFIG = RDSRConfig(
     width=12,
     depth=4,
@@ -38,6 +43,21 @@ DIFFIR_CONFIG = DiffIRConfig(
     heads=(1, 2, 2, 4),
 )
 """Of a DiffIR small enough to export in seconds."""
+
+
+def picture(height: int, width: int, channels: tuple[int, ...] = (3,), dtype: str = "uint8") -> np.ndarray:
+    """Noise over the whole range of its type."""
+    if dtype == "float32":
+        return _RNG.random((height, width, *channels), dtype=np.float32)
+    return _RNG.integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype=dtype, endpoint=True)
+
+
+def run_alone(script: str, *arguments: object) -> str:
+    """What an (indented) Python script prints in a process of its own, where no other test has touched memory or threads."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def random_network(config: RDSRConfig = CONFIG, seed: int = 0) -> RDSR:

@@ -1,14 +1,11 @@
-"""Tiles, memory limits, many callers, cancelling: what a service relies on."""
+"""Tiles, many callers, cancelling: what a service relies on."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,35 +15,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rdsr.benchmarks.process import resident_mb
 from rdsr.runtime import (
-    Bundle,
     Cancel,
     CancelledError,
     EngineError,
-    MemoryLimitError,
     OptionError,
-    Plan,
     Upscaler,
     arrays,
 )
 from rdsr.runtime import pipeline as pipeline_module
 from rdsr.runtime.arrays import upscale_alpha
-from rdsr.runtime.memory import needs_of, parse_limit
 from rdsr.runtime.tiles import TileCost, cells, plan_tiles, spans
 from rdsr.runtime.turns import Shifts, Turns
-from rdsr.tests.conftest import CONFIG
+from rdsr.tests.conftest import CONFIG, picture
 
-RNG = np.random.default_rng(0)
 RADIUS = CONFIG.depth + 2
 KINDS: list[tuple[int, ...]] = [(), (1,), (2,), (3,), (4,)]
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
-
-
-def picture(height: int, width: int, channels: tuple[int, ...] = (3,), dtype: str = "uint8") -> np.ndarray:
-    if dtype == "float32":
-        return RNG.random((height, width, *channels), dtype=np.float32)
-    return RNG.integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype=dtype, endpoint=True)
 
 
 @pytest.fixture(
@@ -182,86 +167,6 @@ def test_alpha_is_that_of_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> 
     upscale_alpha(alpha, 4, out)
     whole = cv2.resize(alpha.astype(np.float32), (160, 600), interpolation=cv2.INTER_CUBIC)
     assert np.array_equal(out, np.rint(np.clip(whole, 0, 255)).astype(np.uint8))
-
-
-# -- memory
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("256MiB", 2**28), (" 1.5 GiB ", 3 * 2**29), ("800MB", 800_000_000), (1000, 1000), (None, None), ("12", 12)],
-)
-def test_limits_are_read(text: str | int | None, wanted: int | None) -> None:
-    assert parse_limit(text) == wanted
-
-
-@pytest.mark.parametrize("bad", ["", "MiB", "12 apples", 0, -5, True, 1.5, "0MiB"])
-def test_bad_limits_are_named(exported: Path, bad: object) -> None:
-    with pytest.raises(OptionError, match="memory_limit"):
-        Upscaler.load(exported, memory_limit=bad)
-
-
-def test_a_limit_that_nothing_fits_in_names_the_least_that_would_do(exported: Path) -> None:
-    with pytest.raises(MemoryLimitError, match=r"needs at least .* MiB") as caught:
-        Upscaler.load(exported, memory_limit="1MiB")
-    tight = Upscaler.load(exported, precision="fp32", memory_limit=caught.value.least_bytes)
-    assert tight.plan(1, 1).tiles == 1
-    limit = needs_of(tight.bundle.manifest, "onnxruntime", "fp32").peak(8)
-    with pytest.raises(MemoryLimitError, match="3000×3000") as larger:
-        Upscaler.load(exported, precision="fp32", memory_limit=limit).plan(3000, 3000)
-    assert Upscaler.load(exported, precision="fp32", memory_limit=larger.value.least_bytes).plan(3000, 3000).tiles > 1
-
-
-def test_plans_stay_under_the_limit_and_change_no_byte(exported: Path) -> None:
-    free = Upscaler.load(exported, precision="fp32")
-    needs = needs_of(free.bundle.manifest, "onnxruntime", "fp32")
-    limit = needs.peak(30 * 30)
-    limited = Upscaler.load(exported, precision="fp32", memory_limit=limit)
-    plan = limited.plan(90, 110)
-    assert plan.tiles > 1
-    assert plan.peak_bytes <= limit
-    assert free.plan(90, 110) == Plan((90, 110), (1, 1), 0, needs.peak(90 * 110))
-    source = picture(90, 110)
-    assert limited(source).tobytes() == free(source).tobytes()
-
-
-def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
-    """In a process of its own: what it needs at most, beyond what it had before loading, input and output."""
-    script = (
-        "import sys, numpy as np, rdsr.runtime.upscaler, rdsr.runtime.arrays, rdsr.runtime.picture_files\n"
-        "def status(key):\n"
-        "    line = next(l for l in open('/proc/self/status') if l.startswith(key + ':'))\n"
-        "    return int(line.split()[1]) * 1024\n"
-        "source = np.zeros((900, 1100, 3), np.uint8) + np.arange(3, dtype=np.uint8)\n"
-        "before = status('VmRSS')\n"
-        "limit = int(sys.argv[3])\n"
-        "upscaler = rdsr.runtime.Upscaler.load(sys.argv[1], backend=sys.argv[2], precision='fp32', memory_limit=limit)\n"
-        "larger = upscaler(source)\n"
-        "print(status('VmHWM') - before - larger.nbytes)\n"
-    )
-    manifest = Bundle(exported).manifest
-    for backend in ("openvino", "onnxruntime"):
-        limit = needs_of(manifest, backend, "fp32").peak(64 * 64)
-        command = [sys.executable, "-c", script, str(exported), backend, str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert int(done.stdout) <= limit
-
-
-def test_under_a_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
-    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
-    sources = [picture(20, 20), picture(20, 20, (3,), "uint16")]
-    sources.append(picture(20, 20, (4,)))
-    alone, loaded = [], []
-    for source in sources:
-        alone.append(upscaler(source).tobytes())
-        loaded.extend(map(weakref.ref, upscaler._pipelines.values()))
-        gc.collect()
-        assert sum(one() is not None for one in {id(one()): one for one in loaded}.values()) == 1
-    with ThreadPoolExecutor(6) as pool:
-        results = [larger.tobytes() for larger in pool.map(upscaler, sources * 6)]
-    assert results == alone * 6
-    assert len(upscaler._pipelines) == 1
 
 
 # -- many callers
@@ -455,27 +360,6 @@ def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
     future = upscaler.submit(picture(100, 100), cancel=cancel)
     with pytest.raises(CancelledError):
         future.result()
-
-
-def test_a_cancelled_call_frees_its_memory(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: 200**2)
-    upscaler = Upscaler.load(exported, precision="fp32", threads=2)
-    source = picture(1000, 1000)
-    upscaler(source[:, :200])  # the engine has its memory for a tile
-    before, during = resident_mb(), 0.0
-    cancel = Cancel()
-
-    def progress(done: int, tiles: int) -> None:
-        nonlocal during
-        if done == tiles - 1:
-            during = resident_mb()
-            cancel.set()
-
-    with pytest.raises(CancelledError):
-        upscaler(source, cancel=cancel, progress=progress)
-    gc.collect()
-    assert during - before > 30, "most of the 46 MiB of the result were there"
-    assert resident_mb() - before < 15
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from rdsr.runtime.arrays import from_graph, to_graph
 from rdsr.runtime.choice import choose
 from rdsr.runtime.engines.onnxruntime_engine import thread_places
 from rdsr.runtime.pipeline import initial_noise
-from rdsr.tests.conftest import CONFIG, rewrite_manifest, with_bf16_rows, without_int8
+from rdsr.tests.conftest import CONFIG, rewrite_manifest, run_alone, with_bf16_rows, without_int8
 
 RNG = np.random.default_rng(0)
 KINDS = [(), (1,), (2,), (3,), (4,)]
@@ -283,5 +281,4 @@ def test_signals_are_survived_after_the_last_upscaler_is_gone(exported: Path) ->
         "signal.signal(signal.SIGINT, lambda *_: print('caught'))\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(exported)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr
+    assert run_alone(script, exported) == "caught\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from rdsr.runtime import BundleError, EngineError, Upscaler, cpu
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.proof import Proof
 from rdsr.runtime.verify import verify
-from rdsr.tests.conftest import replace_file, rewrite_manifest
+from rdsr.tests.conftest import replace_file, rewrite_manifest, run_alone
 
 
 def test_good_bundle_passes(exported: Path) -> None:
@@ -115,13 +113,10 @@ def test_verify_runs_where_torch_onnx_and_nncf_cannot_be_imported(exported: Path
         "sys.argv = ['rdsr', 'verify', sys.argv[1], '--json']\n"
         "from rdsr.cli import main; main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(exported)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passed"] is True
+    assert json.loads(run_alone(script, exported))["passed"] is True
 
 
 def test_importing_the_runtime_pulls_in_nothing_heavy() -> None:
     heavy = ("torch", "onnx", "nncf", "openvino", "onnxruntime")
     script = f"import sys, rdsr, rdsr.runtime; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_alone(script).strip() == "[]"

@@ -1,0 +1,116 @@
+"""Limits on memory are kept, and what a call took is given back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rdsr.runtime import Bundle, MemoryLimitError, OptionError, Plan, Upscaler
+from rdsr.runtime.memory import needs_of, parse_limit
+from rdsr.tests.conftest import picture, run_alone
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("256MiB", 2**28), (" 1.5 GiB ", 3 * 2**29), ("800MB", 800_000_000), (1000, 1000), (None, None), ("12", 12)],
+)
+def test_limits_are_read(text: str | int | None, wanted: int | None) -> None:
+    assert parse_limit(text) == wanted
+
+
+@pytest.mark.parametrize("bad", ["", "MiB", "12 apples", 0, -5, True, 1.5, "0MiB"])
+def test_bad_limits_are_named(exported: Path, bad: object) -> None:
+    with pytest.raises(OptionError, match="memory_limit"):
+        Upscaler.load(exported, memory_limit=bad)
+
+
+def test_a_limit_that_nothing_fits_in_names_the_least_that_would_do(exported: Path) -> None:
+    with pytest.raises(MemoryLimitError, match=r"needs at least .* MiB") as caught:
+        Upscaler.load(exported, memory_limit="1MiB")
+    tight = Upscaler.load(exported, precision="fp32", memory_limit=caught.value.least_bytes)
+    assert tight.plan(1, 1).tiles == 1
+    limit = needs_of(tight.bundle.manifest, "onnxruntime", "fp32").peak(8)
+    with pytest.raises(MemoryLimitError, match="3000×3000") as larger:
+        Upscaler.load(exported, precision="fp32", memory_limit=limit).plan(3000, 3000)
+    assert Upscaler.load(exported, precision="fp32", memory_limit=larger.value.least_bytes).plan(3000, 3000).tiles > 1
+
+
+def test_plans_stay_under_the_limit_and_change_no_byte(exported: Path) -> None:
+    free = Upscaler.load(exported, precision="fp32")
+    needs = needs_of(free.bundle.manifest, "onnxruntime", "fp32")
+    limit = needs.peak(30 * 30)
+    limited = Upscaler.load(exported, precision="fp32", memory_limit=limit)
+    plan = limited.plan(90, 110)
+    assert plan.tiles > 1
+    assert plan.peak_bytes <= limit
+    assert free.plan(90, 110) == Plan((90, 110), (1, 1), 0, needs.peak(90 * 110))
+    source = picture(90, 110)
+    assert limited(source).tobytes() == free(source).tobytes()
+
+
+def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
+    """What it needs at most, beyond what it had before loading, input and output."""
+    script = """
+        import sys, numpy as np, rdsr.runtime.upscaler, rdsr.runtime.arrays, rdsr.runtime.picture_files
+        from rdsr.benchmarks.process import peak_mb, resident_mb
+        source = np.zeros((900, 1100, 3), np.uint8) + np.arange(3, dtype=np.uint8)
+        before = resident_mb()
+        upscaler = rdsr.runtime.Upscaler.load(
+            sys.argv[1], backend=sys.argv[2], precision="fp32", memory_limit=int(sys.argv[3])
+        )
+        larger = upscaler(source)
+        print(peak_mb() - before - larger.nbytes / 2**20)
+    """
+    manifest = Bundle(exported).manifest
+    for backend in ("openvino", "onnxruntime"):
+        limit = needs_of(manifest, backend, "fp32").peak(64 * 64)
+        assert float(run_alone(script, exported, backend, limit)) <= limit / 2**20
+
+
+def test_a_cancelled_call_frees_its_memory(exported: Path) -> None:
+    script = """
+        import gc, sys, numpy as np
+        from rdsr.benchmarks.process import resident_mb
+        from rdsr.runtime import Cancel, CancelledError, Upscaler, memory
+        memory.usual_pixels = lambda halo: 200**2
+        upscaler = Upscaler.load(sys.argv[1], precision="fp32", threads=2)
+        source = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+        for _ in range(2):  # the engine has its memory for every tile
+            upscaler(source)
+        gc.collect()
+        before, cancel, during = resident_mb(), Cancel(), 0.0
+        def progress(done, tiles):
+            global during
+            if done == tiles - 1:
+                during = resident_mb()
+                cancel.set()
+        try:
+            upscaler(source, cancel=cancel, progress=progress)
+        except CancelledError:
+            pass
+        gc.collect()
+        print(during - before, resident_mb() - before)
+    """
+    during, after = map(float, run_alone(script, exported).split())
+    assert during > 30, "most of the 46 MiB of the result were there"
+    assert after < 15
+
+
+def test_under_a_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
+    sources = [picture(20, 20), picture(20, 20, (3,), "uint16")]
+    sources.append(picture(20, 20, (4,)))
+    alone, loaded = [], []
+    for source in sources:
+        alone.append(upscaler(source).tobytes())
+        loaded.extend(map(weakref.ref, upscaler._pipelines.values()))
+        gc.collect()
+        assert sum(one() is not None for one in {id(one()): one for one in loaded}.values()) == 1
+    with ThreadPoolExecutor(6) as pool:
+        results = [larger.tobytes() for larger in pool.map(upscaler, sources * 6)]
+    assert results == alone * 6
+    assert len(upscaler._pipelines) == 1
