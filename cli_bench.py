@@ -11,13 +11,17 @@ import typer
 from rich.table import Table
 
 from .console import (
+    FAILED,
     BackendOption,
     JsonOption,
     MemoryLimitOption,
     PrecisionOption,
     ThreadsOption,
     command,
+    fail,
     print_json,
+    sentence_of,
+    stderr,
     stdout,
     steps_shown,
 )
@@ -55,15 +59,23 @@ def quality(
     from .benchmarks import quality as bench
     from .benchmarks.errors import BenchmarkError
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
+    from .export.errors import ProofError
+    from .runtime.errors import EngineError
 
     wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
     with steps_shown("quality") as progress:
         candidates = [bench.bundle(b, backend=backend, precision=p, threads=threads) for b in bundle or [] for p in wanted]
         candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
         candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+        failures = []
         for name in model or []:
             progress(name)
-            candidates += bench.named(name, backend=backend, precisions=wanted, threads=threads)
+            try:
+                candidates += bench.named(name, backend=backend, precisions=wanted, threads=threads)
+            except (ProofError, EngineError) as error:  # the others go on
+                failures.append(f"{name} cannot be measured: {sentence_of(error)}")
+    if failures and not candidates:
+        fail("; ".join(failures), FAILED, as_json)
     if not candidates:
         candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
     if with_bicubic:
@@ -78,11 +90,17 @@ def quality(
     with steps_shown("quality") as progress:
         measured = bench.quality(candidates, [*dataset, *(more or [])], progress, against)
     rows = [dataclasses.asdict(row) for row in measured]
-    report = rows[0] if len(rows) == 1 else {"rows": rows}
+    report = rows[0] if len(rows) == 1 and not failures else {"rows": rows}
+    if failures:
+        report |= {"failures": failures}
     columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
     if output is not None:
         write_table(output, "quality", report, columns, rows)
     show_rows(report, columns, rows, as_json)
+    for sentence in failures:
+        stderr.print(f"rdsr: {sentence}", style="red")
+    if failures:
+        raise typer.Exit(FAILED)
 
 
 def parse_sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "272x480")) -> list[tuple[int, int]]:

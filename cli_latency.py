@@ -37,7 +37,9 @@ def latency(
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures a call; may be repeated.")] = None,
     sweep: Annotated[str | None, typer.Option(help="size, threads or batch: how time grows, with fitted exponents.")] = None,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds of timing, in all.")] = 600.0,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Seconds for the rows, in all; peaks take some 10 s a way beside.")
+    ] = 600.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Interleaved rounds, at most.")] = 5,
     isa_cap: Annotated[
         str | None, typer.Option(help="ONEDNN_MAX_CPU_ISA for the rows, e.g. AVX512_CORE_VNNI (Cascade Lake).")
@@ -111,6 +113,8 @@ def _say_what_went_wrong(report: dict[str, Any]) -> None:
 
     from .benchmarks.latency_rows import LEAST_ROUNDS
 
+    for sentence in report["peak_errors"]:
+        stderr.print(f"rdsr: {sentence}", style="red")
     few: list[str] = []
     for row in report["rows"]:
         if row["error"]:

@@ -41,6 +41,7 @@ __all__ = [
     "fail",
     "print_json",
     "quantization_tables",
+    "sentence_of",
     "stderr",
     "stdout",
     "steps_shown",

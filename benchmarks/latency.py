@@ -173,7 +173,7 @@ def measure_latency(
             _one(job, jobs, state, environment, _slice(options, turn, len(jobs), spent()), options)
             costs[job.key] = time.perf_counter() - started
             state.write(spent())
-    peaks = _peaks(jobs, environment, progress) if options.peaks else []
+    peaks, unmeasured = _peaks(jobs, environment, progress) if options.peaks else ([], [])
     rows = [row_of(job, state.samples.get(job.key, []), state.errors.get(job.key), peaks) for job in jobs]
     compare(rows)
     report = {
@@ -185,6 +185,7 @@ def measure_latency(
         "settings": _settings(options),
         "baseline": BASELINE,
         "peaks": peaks,
+        "peak_errors": unmeasured,
         "rows": rows,
     }
     if options.sweep is not None:
@@ -289,23 +290,24 @@ def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> s
     return None
 
 
-def _peaks(jobs: Sequence[Job], environment: Mapping[str, str], progress: Progress) -> list[dict[str, Any]]:
-    """The best that each engine does at each precision and thread count; nothing for what fails."""
+def _peaks(
+    jobs: Sequence[Job], environment: Mapping[str, str], progress: Progress
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The best that each engine does at each precision and thread count, and a sentence for each that fails."""
     ways = {
         ("torch-eager" if job.backend == "torch-compile" else job.backend, job.precision, job.threads)
         for job in jobs
         if job.backend != "opencv"
     }
-    peaks = []
+    peaks, failed = [], []
     for backend, precision, threads in sorted(ways):
-        progress(f"peak of {backend} {precision}, {threads} threads")
+        way = f"peak of {backend} {precision}, {threads} threads"
+        progress(way)
+        arguments = [backend, precision, threads]
         try:
-            peaks.append(
-                call_apart(
-                    f"{__package__}.peaks", "measure_peak", [backend, precision, threads],
-                    timeout=_TIMEOUT, environment=environment,
-                )
-            )  # fmt: skip
-        except ChildProcessError:
-            continue
-    return peaks
+            peak = call_apart(f"{__package__}.peaks", "measure_peak", arguments, timeout=_TIMEOUT, environment=environment)
+        except ChildProcessError as error:
+            failed.append(f"{way}: {' '.join(str(error).split())}")
+        else:
+            peaks.append(peak)
+    return peaks, failed

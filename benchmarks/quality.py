@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..export.errors import ProofError
 from ..runtime import cpu
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.engines import BACKENDS, Backend
@@ -104,10 +105,13 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
 
 
 def named(name: str, *, backend: str, precisions: Sequence[str], threads: int | None) -> list[Candidate]:
-    """What `rdsr bench latency --model` takes, in each precision where it has several; exported first where need be."""
+    """What `rdsr bench latency --model` takes, in each precision where it has several; exported first where need be.
+
+    Raises `ProofError` where its export fails, and what `find_subject` and `Upscaler.load` raise.
+    """
     found = find_subject(name)
     if found.failure is not None:
-        raise BenchmarkError(f"{name} cannot be measured: {found.failure}")
+        raise ProofError(found.failure)
     if found.kind == "bicubic":
         return [bicubic(4)]
     if found.kind == "onnx":

@@ -17,6 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from rdsr.benchmarks.subjects import Subject
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
 from rdsr.runtime import cpu
@@ -286,6 +287,20 @@ def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
 
 
 # -- bench quality
+
+
+def test_bench_quality_goes_on_where_one_export_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str) -> Subject:
+        failure = None if name == "bicubic" else "its export failed the proof (int8 on openvino)"
+        return Subject(name, name, "none", 4, None, failure=failure)
+
+    monkeypatch.setattr("rdsr.benchmarks.quality.find_subject", found)
+    result = run("bench", "quality", "--dataset", SAMPLES, "--model", "mine", "--model", "bicubic", "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert [row["model"] for row in report["rows"]] == ["bicubic"]
+    assert report["failures"] == ["mine cannot be measured: its export failed the proof (int8 on openvino)"]
+    refused(run("bench", "quality", "--dataset", SAMPLES, "--model", "mine"), "mine cannot be measured", code=1)
 
 
 def test_bench_quality_json_for_one_and_many(exported: Path, checkpoint: Path, tmp_path: Path) -> None:

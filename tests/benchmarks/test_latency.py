@@ -81,6 +81,19 @@ def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
     assert rows["sleep-5"]["p50_ms"] >= 5
 
 
+def test_a_peak_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(module: str, function: str, *arguments: object, **options: object) -> dict[str, float]:
+        if function == "measure_peak":
+            raise ChildProcessError("killed\nfor memory")
+        return {"times_ms": [1.0], "peak_rss_mb": 1.0, "cold_start_ms": 1.0}
+
+    monkeypatch.setattr("rdsr.benchmarks.latency.call_apart", failing)
+    report = measure_latency(sleepers(1), Options(budget=1.0, rounds=1))
+    assert report["peaks"] == []
+    assert report["peak_errors"] == ["peak of torch-eager fp32, 1 threads: killed for memory"]
+    assert report["rows"][0]["p50_ms"] == 1.0
+
+
 def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note, partial = tmp_path / "note", tmp_path / "latency.partial.json"
     monkeypatch.setenv(NOTE, str(note))

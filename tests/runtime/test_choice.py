@@ -48,6 +48,15 @@ def test_int8_where_the_cpu_is_made_for_it(bundle: Path, monkeypatch: pytest.Mon
     assert choose(Bundle(bundle), "onnxruntime", "auto")[:2] == ("onnxruntime", "int8")
 
 
+def test_the_faster_engine_for_a_network_that_sees_the_whole_picture(bundle: Path) -> None:
+    rewrite_manifest(bundle, tile_rule="overlap")
+    for precision in ("fp32", "int8"):
+        engine, _, reason = choose(Bundle(bundle), "auto", precision)
+        assert engine == "openvino"
+        assert "the faster one for such a network" in reason
+        assert choose(Bundle(bundle), "onnxruntime", precision)[0] == "onnxruntime"
+
+
 def test_not_where_it_loses_too_much(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_int8_drop(bundle, 0.021)
     a_cpu(monkeypatch, "avx512_vnni")
