@@ -1,14 +1,14 @@
-"""New processes: for what must not be loaded into this one."""
+"""New processes: for what must not be loaded into this one, and what forked ones have to forget."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["call_apart", "last_line"]
+__all__ = ["call_apart", "in_forked_children", "last_line"]
 
 _CHILD = (
     "import importlib, json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
@@ -56,3 +56,13 @@ def call_apart(
         return json.loads(printed)
     except ValueError as error:
         raise ChildProcessError(str(error)) from error
+
+
+def in_forked_children(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorator: `function` is called in every child forked from now on, before anything else runs there.
+
+    It replaces locks that another thread of the parent may have held.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+    return function

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import threading
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from .bundle import Bundle
 from .cache import recall, remember
 from .engines import Backend, Precision, load_session
 from .errors import EngineError
-from .processes import call_apart
+from .processes import call_apart, in_forked_children
 from .timing import interleaved_medians
 
 __all__ = ["Timing", "int8_against_float"]
@@ -110,10 +109,7 @@ def measure_here(path: str, int8: Backend, fp32: Backend, threads: int) -> dict[
     return interleaved_medians(calls, rounds=_ROUNDS)
 
 
-def _in_forked_child() -> None:
+@in_forked_children
+def _forget_the_parent() -> None:
     global _LOCK
-    _LOCK = threading.Lock()  # another thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+    _LOCK = threading.Lock()

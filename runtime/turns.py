@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from . import cpu
 from .errors import OptionError
+from .processes import in_forked_children
 
 __all__ = ["Shifts", "Stop", "Turns", "process_turns"]
 
@@ -130,12 +130,9 @@ def process_turns() -> Turns:
         return _PROCESS[0]
 
 
-def _in_forked_child() -> None:
+@in_forked_children
+def _forget_the_parent() -> None:
     """Forget the parent's permits, and its lock, which another thread may have held."""
     global _PROCESS_LOCK
     _PROCESS_LOCK = threading.Lock()
     _PROCESS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)

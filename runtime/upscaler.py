@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from .engines import Backend, Precision, refuse_after_fork
 from .errors import OptionError, OutputError, PictureError
 from .memory import Needs, least_for_one_piece, needs_of, parse_limit, plan_picture
 from .pipeline import Cancel, Pipeline, Progress
+from .processes import in_forked_children
 from .tiles import Plan, TileCost
 from .turns import Shifts, Turns
 
@@ -366,10 +366,7 @@ class Upscaler:
         )
 
 
-def _in_forked_child() -> None:
+@in_forked_children
+def _forget_the_parent() -> None:
     for upscaler in list(_ALIVE):
         upscaler._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 from numpy.typing import NDArray
 
 from ..errors import EngineError, OptionError
+from ..processes import in_forked_children
 
 __all__ = [
     "BACKENDS",
@@ -94,10 +95,7 @@ def load_session(
     return Engine(graph, precision=precision, threads=threads, weights=weights, cached=cached)
 
 
-def _in_forked_child() -> None:
+@in_forked_children
+def _forget_the_parent() -> None:
     global _IMPORT_LOCK
-    _IMPORT_LOCK = threading.Lock()  # another thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+    _IMPORT_LOCK = threading.Lock()
