@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,10 @@ app.add_typer(bench_app, name="bench")
 @app.command()
 @command
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="safetensors or .pth file, or a shipped model's name (rdsr-small).")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="File, or a name: rdsr-small and rdsr-tiny (shipped), rdsr-base and diffir (random weights)."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
     precision: Annotated[
         str | None, typer.Option(help="Comma list of fp32,bf16,int8; default: all this CPU can prove.")
@@ -82,6 +86,7 @@ def export(
     from .export.staging import check_target
 
     check_target(output, force=force)  # before torch is imported, which takes seconds
+    from .benchmarks.subjects import DIFFIR, random_checkpoint
     from .export.exporter import ExportOptions, export_checkpoint
     from .models.registry import resolve_checkpoint
 
@@ -100,7 +105,10 @@ def export(
         force=force,
         keep_failed=keep_failed,
     )
-    with steps_shown("export") as progress:
+    with steps_shown("export") as progress, tempfile.TemporaryDirectory() as scratch:
+        named = checkpoint == DIFFIR or checkpoint.startswith("rdsr-")  # "small" alone had better not mean random weights
+        if named and not options.checkpoint.is_file() and (made := random_checkpoint(checkpoint, Path(scratch))):
+            options = dataclasses.replace(options, checkpoint=made[0])
         result = export_checkpoint(options, progress)
     report = result.to_dict()
     if as_json:

@@ -59,7 +59,7 @@ def quality(
     from .benchmarks import quality as bench
     from .benchmarks.errors import BenchmarkError
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
-    from .export.errors import ProofError
+    from .benchmarks.subjects import find_subject
     from .runtime.errors import EngineError
 
     wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
@@ -68,18 +68,17 @@ def quality(
         candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
         candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
         failures = []
-        for name in model or []:
-            progress(name)
+        for subject in [find_subject(name, progress) for name in model or []]:
             try:
-                candidates += bench.named(name, backend=backend, precisions=wanted, threads=threads)
-            except (ProofError, EngineError) as error:  # the others go on
-                failures.append(f"{name} cannot be measured: {sentence_of(error)}")
-    if failures and not candidates:
-        fail("; ".join(failures), FAILED, as_json)
-    if not candidates:
+                candidates += bench.of_subject(subject, backend=backend, precisions=wanted, threads=threads)
+            except (BenchmarkError, EngineError) as error:  # the others go on
+                failures.append(f"{subject.model} cannot be measured: {sentence_of(error)}")
+    if not candidates and not failures:
         candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
     if with_bicubic:
-        candidates.append(bench.bicubic(candidates[0].scale))
+        candidates.append(bench.bicubic(candidates[0].scale if candidates else 4))
+    if not candidates:
+        fail("; ".join(failures), FAILED, as_json)
     against = {}
     if drop and not bundle and (onnx or checkpoint or model):
         raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 of its own to compare with")
@@ -88,7 +87,10 @@ def quality(
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
         against = {reference.model: reference for reference in references}
     with steps_shown("quality") as progress:
-        measured = bench.quality(candidates, [*dataset, *(more or [])], progress, against)
+        measured, failed = bench.quality(candidates, [*dataset, *(more or [])], progress, against)
+    failures += failed
+    if not measured:
+        fail("; ".join(failures), FAILED, as_json)
     rows = [dataclasses.asdict(row) for row in measured]
     report = rows[0] if len(rows) == 1 and not failures else {"rows": rows}
     if failures:

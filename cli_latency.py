@@ -83,6 +83,7 @@ def latency(
             sizes=sizes,
             batches=batches,
             threads=counts,
+            isa_cap=isa_cap,
         )
         name = "latency" if sweep is None else f"sweep-{sweep}"
         options = bench.Options(budget=budget, rounds=rounds, isa_cap=isa_cap, sweep=sweep, peaks=peaks)
@@ -103,7 +104,8 @@ def latency(
         (output / f"{name}.partial.json").unlink(missing_ok=True)
     show_rows(report, {key: columns[key] for key in columns if key not in _NOT_SHOWN}, rows, as_json)
     _say_what_went_wrong(report)
-    if any(row["error"] and not row["error"].startswith(bench.NOT_RUN) for row in report["rows"]):
+    failures = [row["error"] or row["failed_later"] for row in report["rows"]]
+    if any(failure and not failure.startswith(bench.NOT_RUN) for failure in failures):
         raise typer.Exit(FAILED)
 
 
@@ -119,6 +121,9 @@ def _say_what_went_wrong(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         if row["error"]:
             stderr.print(f"rdsr: {named(row)}: {row['error']}", style="red")
+        elif row["failed_later"]:
+            times = "one round" if row["rounds"] == 1 else f"{row['rounds']} rounds"
+            stderr.print(f"rdsr: {named(row)}: failed after {times}: {row['failed_later']}", style="red")
         elif row["rounds"] < LEAST_ROUNDS:
             few.append(named(row))
         elif not row["stable"]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["BenchmarkError"]
+__all__ = ["BenchmarkError", "CandidateError"]
 
 
 class BenchmarkError(Exception):
     """A data set or a model cannot be measured."""
+
+
+class CandidateError(BenchmarkError):
+    """A model, and not what it is measured on, cannot be measured; others may be."""

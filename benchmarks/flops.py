@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["convolution_gflops", "graph_facts"]
+from ..runtime.bundle import Bundle
+
+__all__ = ["bundle_gflops", "convolution_gflops", "graph_facts"]
 
 
 def convolution_gflops(network: Any, height: int, width: int) -> float:
-    """2·MACs of the deployed network's convolutions at an LR size, in 10⁹ (the reverse process is thousandths of it)."""
+    """2·MACs of a deployed RDSR network's convolutions at an LR size, in 10⁹; the reverse process is thousandths of it."""
     total = 0.0
     for key, value in network.fuse().state_dict().items():
         if value.ndim == 4:
@@ -19,6 +21,14 @@ def convolution_gflops(network: Any, height: int, width: int) -> float:
                 cells /= network.config.unshuffle**2
             total += 2 * value.numel() * cells
     return total / 1e9
+
+
+def bundle_gflops(bundle: Bundle, height: int, width: int) -> float:
+    """10⁹ operations of a bundle's encoder and decoder at an LR size."""
+    lr = (1, 3, height, width)
+    encoder, _ = graph_facts(bundle.graph("encoder"), {"lr": lr})
+    decoder, _ = graph_facts(bundle.graph("decoder"), {"lr": lr, "z": (1, bundle.manifest.latent_size)})
+    return encoder + decoder
 
 
 def graph_facts(graph: bytes | Path, shapes: Mapping[str, Sequence[int]]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from ..runtime.engines import BACKENDS, Precision, load_session
 from ..runtime.timing import interleaved_medians
 from ..runtime.upscaler import Upscaler
 from .errors import BenchmarkError
-from .flops import convolution_gflops
+from .flops import bundle_gflops
 from .peaks import STACK_CHANNELS, STACK_DEPTH, convolution_stack
 from .subjects import checkpoint_of
 
@@ -74,7 +74,7 @@ def measure_int8(
     threads = threads or cpu.available_threads()
     with tempfile.TemporaryDirectory() as scratch:
         progress("export")
-        checkpoint, weights, network = checkpoint_of(model, Path(scratch))
+        checkpoint, weights, _ = checkpoint_of(model, Path(scratch))
         output = Path(scratch) / "bundle"
         # The gate is about quality, of which random weights have none; what is timed is the same.
         options = ExportOptions(checkpoint=checkpoint, output=output, precisions=("fp32", "int8"), max_psnr_drop=1e3)
@@ -85,7 +85,7 @@ def measure_int8(
         for height, width in sizes:
             progress(f"timing at {height}×{width}")
             times = interleaved_medians(_calls(bundle, threads, height, width), rounds=rounds, warmup=2)
-            gflop = convolution_gflops(network, height, width)
+            gflop = bundle_gflops(bundle, height, width)
             stack = 2 * STACK_DEPTH * 9 * STACK_CHANNELS**2 * height * width / 1e9
             for engine in BACKENDS:
                 fp32, int8, bare, call = (times[engine, what] for what in ("fp32", "int8", "stack", "call"))

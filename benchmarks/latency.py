@@ -61,8 +61,11 @@ def jobs_of(
     sizes: Sequence[tuple[int, int]],
     batches: Sequence[int],
     threads: Sequence[int],
+    isa_cap: str | None = None,
 ) -> list[Job]:
     """Every combination that exists; empty `backends` and `precisions` mean all there are.
+
+    `isa_cap`: the limit that the rows will run under (`Options.isa_cap`), which may leave no bf16.
 
     Raises `BenchmarkError` for unknown names, and where what was asked for leaves a model without a row.
     """
@@ -73,13 +76,13 @@ def jobs_of(
     for subject in subjects:
         ways = [
             (backend, precision)
-            for backend, precision in _ways(subject)
+            for backend, precision in _ways(subject, isa_cap)
             if subject.kind == "bicubic"
             or subject.failure is not None
             or ((not backends or backend in backends) and (not precisions or precision in precisions))
         ]
         if not ways:
-            have = ", ".join(" ".join(way) for way in _ways(subject))
+            have = ", ".join(" ".join(way) for way in _ways(subject, isa_cap))
             raise BenchmarkError(f"{subject.model} runs in none of what was asked for; it has {have}")
         for size in sizes:
             for batch in batches:
@@ -88,36 +91,36 @@ def jobs_of(
     return jobs
 
 
-def _ways(subject: Subject) -> list[tuple[str, str]]:
-    """(backend, precision) that a subject can be run in on this machine."""
+def _ways(subject: Subject, isa_cap: str | None) -> list[tuple[str, str]]:
+    """(backend, precision) that a subject can be run in on this machine, under a limit or without one."""
     if subject.kind == "bicubic":
         return [("opencv", "uint8")]
     if subject.failure is not None:
         return [("export", "all")]
     if subject.kind == "onnx":
-        return _ways_of_file(Path(str(subject.path)))
+        return _ways_of_file(Path(str(subject.path)), isa_cap)
     if subject.kind == "function":
         return [("torch-eager", "fp32")]
     manifest = Bundle(subject.path).manifest
     ways = [("torch-eager", "fp32"), ("torch-compile", "fp32")] if subject.kind == "network" else []
-    return ways + [way for way in _engine_ways(_ENGINES) if manifest.proven(way[1], way[0])]
+    return ways + [way for way in _engine_ways(_ENGINES, isa_cap) if manifest.proven(way[1], way[0])]
 
 
-def _ways_of_file(path: Path) -> list[tuple[str, str]]:
+def _ways_of_file(path: Path, isa_cap: str | None) -> list[tuple[str, str]]:
     from .onnx_model import read_input
 
     own = ("int8",) if read_input(path).quantized else ("fp32", "bf16")
     engines = ("openvino",) if path.suffix.lower() == ".xml" else _ENGINES
-    return [(engine, precision) for engine, precision in _engine_ways(engines) if precision in own]
+    return [(engine, precision) for engine, precision in _engine_ways(engines, isa_cap) if precision in own]
 
 
-def _engine_ways(engines: Sequence[str]) -> list[tuple[str, str]]:
+def _engine_ways(engines: Sequence[str], isa_cap: str | None) -> list[tuple[str, str]]:
     """(engine, precision) that these engines and this CPU can run."""
     return [
         (engine, precision)
         for engine in engines
         for precision in supported_precisions(engine)
-        if precision != "bf16" or cpu.has_bf16()
+        if precision != "bf16" or cpu.has_bf16(isa_cap)
     ]
 
 
@@ -304,8 +307,9 @@ def _peaks(
         way = f"peak of {backend} {precision}, {threads} threads"
         progress(way)
         arguments = [backend, precision, threads]
+        variables = {**environment, "OMP_NUM_THREADS": str(threads)}
         try:
-            peak = call_apart(f"{__package__}.peaks", "measure_peak", arguments, timeout=_TIMEOUT, environment=environment)
+            peak = call_apart(f"{__package__}.peaks", "measure_peak", arguments, timeout=_TIMEOUT, environment=variables)
         except ChildProcessError as error:
             failed.append(f"{way}: {' '.join(str(error).split())}")
         else:

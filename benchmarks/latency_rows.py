@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.bundle import Bundle
-from .flops import graph_facts
+from .flops import bundle_gflops, graph_facts
 from .subjects import DIFFIR, Subject
 
 __all__ = ["BASELINE", "SWEEPS", "Job", "compare", "fit_exponents", "row_of"]
@@ -70,10 +70,9 @@ def row_of(
     }
     row |= dict.fromkeys(_MEASURED)
     if not samples:
-        row["error"] = error or "not run"
+        row |= {"error": error or "not run", "failed_later": None}
         return row
-    row["error"] = None
-    row["failed_later"] = error
+    row |= {"error": None, "failed_later": error}
     times = np.concatenate([sample["times_ms"] for sample in samples])
     medians = [statistics.median(sample["times_ms"]) for sample in samples]
     p50 = float(np.median(times))
@@ -141,10 +140,7 @@ def _count(subject: Subject, height: int, width: int) -> tuple[float, float]:
         taken = read_input(path)
         return graph_facts(path, {taken.name: taken.shape(1, height, width)})
     bundle = Bundle(subject.path)
-    lr = (1, 3, height, width)
-    encoder, _ = graph_facts(bundle.graph("encoder"), {"lr": lr})
-    decoder, _ = graph_facts(bundle.graph("decoder"), {"lr": lr, "z": (1, bundle.manifest.latent_size)})
-    return encoder + decoder, bundle.manifest.params / 1e6
+    return bundle_gflops(bundle, height, width), bundle.manifest.params / 1e6
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> None:

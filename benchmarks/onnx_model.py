@@ -108,7 +108,7 @@ class OnnxModel:
         self.path = path
         self.input = read_input(path)
         # OpenVINO's sessions have a batch of one, which is what lets it fuse the most (`runtime/engines`).
-        self._at_once = 1 if backend == "openvino" else self.input.batch
+        self._at_once = self.input.batch or (1 if backend == "openvino" else None)
         # By path, not from memory: a user's own graph may have its weights in a file beside it.
         self._session = load_session(path, backend=backend, precision=precision, threads=threads)
         self.full_scale = 1.0

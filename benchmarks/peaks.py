@@ -146,6 +146,7 @@ def _torch_calls(threads: int) -> dict[str, Callable[[], object]]:
     from torch import nn
 
     torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
     layers = [
         layer
         for _ in range(STACK_DEPTH)

@@ -35,7 +35,7 @@ class Peer:
     psnr_y: Mapping[str, float]
     """Published PSNR-Y at ×4 in dB by data set ("Set5", "Set14", "B100"); what could not be confirmed is absent."""
     source: str
-    """Paper and venue."""
+    """Paper and venue, and who measured where it was not its authors."""
 
 
 def _build(network: str, **config: int) -> nn.Module:
@@ -68,7 +68,14 @@ PEERS: dict[str, Peer] = {
         # SPAN's tables at ×4 were not at hand: the one figure is that of the released 48-channel weights, which others
         # measured and found equal to the paper's. The counts are the paper's as others quote them.
         _peer("span", "SPAN", {"channels": 52}, 0.498, {}, _SPAN),
-        _peer("span-s", "SPAN", {"channels": 48}, 0.426, {"Set5": 32.20}, _SPAN),
+        _peer(
+            "span-s",
+            "SPAN",
+            {"channels": 48},
+            0.426,
+            {"Set5": 32.20},
+            f"{_SPAN}; PSNR as others measured the released weights",
+        ),
         _peer("rlfn", "RLFN", {"channels": 52}, 0.543, {"Set5": 32.24, "Set14": 28.62, "B100": 27.60}, _RLFN),
         # RLFN-S's row of the paper's table was not at hand either; its count is from memory.
         _peer("rlfn-s", "RLFN", {"channels": 48}, 0.470, {}, _RLFN),

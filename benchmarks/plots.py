@@ -205,7 +205,7 @@ def plot_sweep(facts: Facts, name: str, sweep: Sweep, target: Path) -> None:
     fits = {fit.of: fit.exponent for fit in sweep.fits}
     for index, (subject, rows) in enumerate(lines.items()):
         fit = fits.get(subject)
-        label = f"{facts.name(rows[0])} · {subject.backend} · {subject.precision}"
+        label = f"{facts.line_name(subject, rows)} · {subject.backend} · {subject.precision}"
         label += "" if fit is None else f": exponent {fit:.2f}"
         style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": _LINES[index % 4], "marker": _MARKERS[index % 8]}
         axes.plot([position(row) for row in rows], [row.p50_ms for row in rows], label=plain(label), **style)
@@ -228,7 +228,7 @@ def _lines(sweep: Sweep, position: Callable[[Row], int]) -> dict[Way, list[Row]]
     lines: dict[Way, list[Row]] = {}
     for row in sorted(sweep.rows, key=position):
         if row.error is None:
-            lines.setdefault(Way(row.model, row.backend, row.precision), []).append(row)
+            lines.setdefault(Way.of(row), []).append(row)
     return dict(sorted(lines.items(), key=lambda entry: -entry[1][-1].p50_ms))
 
 

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.errors import ProofError
 from ..runtime import cpu
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.engines import BACKENDS, Backend
@@ -20,11 +19,21 @@ from ..runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
 from ..runtime.picture_files import read_picture
 from ..runtime.upscaler import Upscaler
 from .datasets import Dataset, find_dataset
-from .errors import BenchmarkError
+from .errors import BenchmarkError, CandidateError
 from .onnx_model import OnnxModel
-from .subjects import find_subject
+from .subjects import Subject
 
-__all__ = ["Candidate", "QualityRow", "bicubic", "bundle", "measure", "named", "onnx_file", "quality", "torch_checkpoint"]
+__all__ = [
+    "Candidate",
+    "QualityRow",
+    "bicubic",
+    "bundle",
+    "measure",
+    "of_subject",
+    "onnx_file",
+    "quality",
+    "torch_checkpoint",
+]
 
 Rgb = NDArray[np.uint8]
 _SAMPLE = Path(__file__).parent.parent / "export" / "samples" / "LRx4" / "portrait.png"
@@ -104,17 +113,19 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run, "given")
 
 
-def named(name: str, *, backend: str, precisions: Sequence[str], threads: int | None) -> list[Candidate]:
-    """What `rdsr bench latency --model` takes, in each precision where it has several; exported first where need be.
+def of_subject(found: Subject, *, backend: str, precisions: Sequence[str], threads: int | None) -> list[Candidate]:
+    """What `rdsr bench latency --model` takes, in each precision where it has several.
 
-    Raises `ProofError` where its export fails, and what `find_subject` and `Upscaler.load` raise.
+    Raises `BenchmarkError` where its export failed or its pictures mean nothing, and what `Upscaler.load` raises.
     """
-    found = find_subject(name)
+    name = found.model
     if found.failure is not None:
-        raise ProofError(found.failure)
+        raise BenchmarkError(found.failure)
     if found.kind == "bicubic":
         return [bicubic(4)]
     if found.kind == "onnx":
+        if found.weights == "random":
+            raise BenchmarkError("it stands for a published network with random weights, whose pictures are noise")
         return [dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)]
     made = [bundle(found.path, backend=backend, precision=precision, threads=threads) for precision in precisions]
     by_precision = {candidate.precision: candidate for candidate in made}  # "auto" may be one of the others
@@ -150,11 +161,17 @@ def bicubic(scale: int) -> Candidate:
 
 
 def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = None) -> QualityRow:
-    """Run one candidate over one data set; `against` is what its drop is counted from."""
+    """Run one candidate over one data set; `against` is what its drop is counted from.
+
+    Raises `CandidateError` where the candidate fails, `BenchmarkError` where the data set is at fault.
+    """
     values = []
     drops = []
     for name, lr, hr in dataset:
-        sr = candidate.run(lr)
+        try:
+            sr = candidate.run(lr)
+        except (BenchmarkError, EngineError) as error:
+            raise CandidateError(f"{candidate.model} on {dataset.name}: {error}") from error
         border = dataset.scale
         try:
             if against is not None:
@@ -185,14 +202,18 @@ def quality(
     datasets: Sequence[Path],
     progress: Callable[[str], None] = lambda what: None,
     against: Mapping[str, Candidate] | None = None,
-) -> list[QualityRow]:
-    """Every candidate on every data set, data sets found before the first picture runs. Raises `BenchmarkError`.
+) -> tuple[list[QualityRow], list[str]]:
+    """Every candidate on every data set, and a sentence for each candidate that fails on one.
 
-    `against`: model → what its drops are counted from.
+    Raises `BenchmarkError` where a data set is at fault; they are found before the first picture runs. `against`: model →
+    what its drops are counted from.
     """
     jobs = [(candidate, find_dataset(root, candidate.scale)) for root in datasets for candidate in candidates]
-    rows = []
+    rows, failures = [], []
     for candidate, dataset in jobs:
         progress(f"{candidate.model} on {dataset.name}")
-        rows.append(measure(candidate, dataset, (against or {}).get(candidate.model)))
-    return rows
+        try:
+            rows.append(measure(candidate, dataset, (against or {}).get(candidate.model)))
+        except CandidateError as error:
+            failures.append(str(error))
+    return rows, failures

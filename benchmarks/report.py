@@ -61,7 +61,11 @@ def readme_block(folder: Path) -> str:
     line = f"Measured {results.date[:10]} on {machine}, {facts.size_text}{commit}; "
     line += "the fastest engine of each model and precision."
     line = " ".join([line, *eager_lines(facts)])
-    notes = ["“published” is the authors' own PSNR."] if any(p.published for p in facts.points) else []
+    notes = (
+        ["“published” is what a model's paper gives, or what others measured with its released weights."]
+        if any(p.published for p in facts.points)
+        else []
+    )
     table = dataclasses.replace(table, notes=[*table.notes, *notes])
     return "\n\n".join(as_markdown("", [Text(line), table]).split("\n\n")[1:])
 

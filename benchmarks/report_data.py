@@ -35,6 +35,8 @@ class Row:
     threads: int
     error: str | None
     """Why there are no figures."""
+    failed_later: str | None = None
+    """Why there are fewer rounds than there should be."""
     runs: int | None = None
     p50_ms: float = math.nan
     """Of a whole call; above 0 where `error` is None."""
@@ -64,6 +66,11 @@ class Way:
     model: str
     backend: str
     precision: str
+
+    @classmethod
+    def of(cls, row: Row) -> Way:
+        """That of a row."""
+        return cls(row.model, row.backend, row.precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +115,8 @@ class Quality:
     psnr_y: float
     ssim_y: float | None
     psnr_rgb: float | None
+    weights: str = ""
+    """As of `Row`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +213,7 @@ def _row(node: Node) -> Row:
     }
     if common["error"] is not None:
         return Row(**common)
+    common["failed_later"] = node.maybe_text("failed_later")
     stable = node.content.get("stable")
     if stable is not None and not isinstance(stable, bool):
         node.refuse("stable", "true or false")
@@ -248,6 +258,7 @@ def _quality(node: Node) -> Quality:
         psnr_y=node.number("psnr_y"),
         ssim_y=node.maybe_number("ssim_y"),
         psnr_rgb=node.maybe_number("psnr_rgb"),
+        weights=node.maybe_text("weights") or "",
     )
 
 

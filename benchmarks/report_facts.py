@@ -14,7 +14,7 @@ __all__ = ["NOTES", "Facts", "Point", "eager_lines", "headlines", "pareto", "qua
 
 NOTES = {
     "*": "random weights: right for time, meaningless for quality",
-    "†": "not known to be stable: fewer than three rounds, or their medians spread by more than a tenth",
+    "†": "not known to be stable: fewer than three rounds, a failed one, or medians that spread by more than a tenth",
 }
 _LONGEST_NAME = 40
 _SUFFIXES = (".bundle", ".onnx", ".safetensors", ".pth", ".pt")
@@ -87,13 +87,18 @@ class Facts:
         )
         self.names = short_names(entry.model for entry in everything)
         """Name as given → name to show."""
-        self._random = {row.model for row in (*results.rows, *sweeps) if row.weights == "random"}
+        timed, rated = {row.model for row in (*results.rows, *sweeps)}, {row.model for row in results.quality}
+        said: tuple[Any, ...] = (*results.rows, *sweeps, *results.quality)
+        self._random = {row.model for row in said if row.weights == "random"}
+        keys = [collections.Counter(_key(model) for model in models) for models in (timed, rated)]
+        self._one_of_its_name = {key for key in keys[0] if keys[0][key] == keys[1][key] == 1}
+        """Keys under which one model was timed and one rated: the same."""
         kinds = collections.Counter((row.size, row.batch, row.threads) for row in measured)
         self.kind = max(kinds, key=lambda kind: (kinds[kind], kind[0][0] * kind[0][1], -kind[1]), default=None)
         """LR size, batch and threads of most rows: those of the main tables and plots. None where nothing was measured."""
         self.rows = sorted((row for row in measured if self._kind(row) == self.kind), key=lambda row: row.p50_ms)
         self.others = [row for row in measured if self._kind(row) != self.kind]
-        self.failed = [row for row in (*results.rows, *sweeps) if row.error is not None]
+        self.failed = [row for row in (*results.rows, *sweeps) if row.error or row.failed_later]
         datasets = [row.dataset for row in results.quality] or [name for peer in results.peers for name in peer.psnr_y]
         self.dataset = "Set5" if "Set5" in datasets else next(iter(datasets), None)
         """The data set of the front."""
@@ -117,15 +122,25 @@ class Facts:
 
     def is_baseline(self, row: Row) -> bool:
         """Whether the row is the one that others are compared with."""
-        return Way(row.model, row.backend, row.precision) == self.results.baseline
+        return Way.of(row) == self.results.baseline
 
     def name(self, row: Row) -> str:
         """The name to show with its marks, which `NOTES` explains."""
         return self.names[row.model] + self.marks(row)
 
+    def is_random(self, model: str) -> bool:
+        """Whether a model's weights are random."""
+        return model in self._random
+
     def marked(self, model: str) -> str:
         """The name to show for all rows of a model, marked where its weights are random."""
-        return f"{self.names[model]} *" if model in self._random else self.names[model]
+        return f"{self.names[model]} *" if self.is_random(model) else self.names[model]
+
+    def line_name(self, line: Way, rows: Iterable[Row]) -> str:
+        """The name to show for a line of a sweep, with the marks of all its rows."""
+        marks = "".join(self.marks(row) for row in rows if row.error is None and Way.of(row) == line)
+        found = "".join(mark for mark in NOTES if mark in marks)
+        return f"{self.names[line.model]} {found}" if found else self.names[line.model]
 
     @staticmethod
     def marks(row: Row) -> str:
@@ -186,10 +201,12 @@ class Facts:
 
     def _measured(self, row: Row) -> Quality | None:
         rows = [q for q in self.results.quality if q.dataset == self.dataset and q.precision == row.precision]
-        rows = [q for q in rows if q.model == row.model] or [q for q in rows if _key(q.model) == _key(row.model)]
+        named = [q for q in rows if q.model == row.model]
+        if not named and _key(row.model) in self._one_of_its_name:
+            named = [q for q in rows if _key(q.model) == _key(row.model)]
         # A model's ×2 and ×4 may both be there; latency is that of ×4, which is the project's scale.
-        rows.sort(key=lambda q: (q.scale != 4, q.backend != row.backend))
-        return rows[0] if rows else None
+        named.sort(key=lambda q: (q.scale != 4, q.backend != row.backend))
+        return named[0] if named else None
 
     def _point(self, row: Row) -> Point | None:
         found = self.psnr_y(row)
@@ -249,7 +266,7 @@ def _warnings(facts: Facts) -> list[str]:
     counts = (
         (sum(not row.stable for row in measured), "unstable, marked †"),
         (sum(row.weights == "random" for row in measured), "with random weights, marked *"),
-        (len(facts.failed), "not measured, listed under Failures"),
+        (len(facts.failed), "not measured, or not to the end, listed under Failures"),
     )
     lines = [f"{count} row{'s' * (count > 1)} {what}." for count, what in counts if count]
     return lines if measured else [*lines, "No row was measured."]

@@ -11,7 +11,7 @@ from .plot_front import plot_front
 from .plots import MOST_BARS, plot_latency, plot_memory, plot_peak, plot_sweep
 from .report_data import CROPS, Host, Results, Row, Sweep
 from .report_document import Block, Bullets, Heading, Picture, Table, Text
-from .report_facts import Facts, headlines, ratio
+from .report_facts import NOTES, Facts, headlines, ratio
 from .reports import Columns
 
 __all__ = ["KIND", "isa_text", "ratio_columns", "rows_table", "sections"]
@@ -181,7 +181,8 @@ def _quality(facts: Facts, pictures: _Pictures) -> list[Block]:
         rows = [
             dataclasses.asdict(row) | {"model": facts.marked(row.model), "scale": f"×{row.scale}"} for row in results.quality
         ]
-        blocks.append(Table(_QUALITY_COLUMNS, rows, facts.notes(row for row in results.rows if row.weights == "random")))
+        random = any(facts.is_random(row.model) for row in results.quality)
+        blocks.append(Table(_QUALITY_COLUMNS, rows, [f"* {NOTES['*']}"] if random else []))
     if results.peers:
         datasets = dict.fromkeys(name for peer in results.peers for name in peer.psnr_y)
         # Data sets are columns of their own, whatever they are called.
@@ -211,7 +212,7 @@ def _sweep(facts: Facts, name: str, sweep: Sweep, pictures: _Pictures) -> list[B
     )
     blocks.append(rows_table(facts, {**KIND, **_SETTING, **_TIMES}, measured))
     fits = [
-        {**dataclasses.asdict(fit.of), "model": facts.marked(fit.of.model), "exponent": fit.exponent}
+        {**dataclasses.asdict(fit.of), "model": facts.line_name(fit.of, sweep.rows), "exponent": fit.exponent}
         for fit in sweep.fits
         if fit.exponent is not None and fit.of.model in facts.names
     ]
@@ -275,4 +276,5 @@ def _crops(results: Results) -> list[Block]:
 def _failures(facts: Facts) -> list[Block]:
     if not facts.failed:
         return []
-    return [Heading("Failures"), rows_table(facts, {**KIND, **_SETTING, "error": ("why", "")}, facts.failed)]
+    columns: Columns = {**KIND, **_SETTING, "why": ("why", "")}
+    return [Heading("Failures"), rows_table(facts, columns, facts.failed, why=lambda row: row.error or row.failed_later)]

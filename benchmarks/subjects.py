@@ -14,11 +14,11 @@ from typing import Any
 
 from ..runtime.bundle import Bundle
 from ..runtime.cache import cache_folder
-from ..runtime.errors import BundleError
+from ..runtime.errors import BundleError, EngineError
 from .errors import BenchmarkError
 from .peers import PEERS, export_peer
 
-__all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "kept_folder", "network_of"]
+__all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "kept_folder", "network_of", "random_checkpoint"]
 
 Progress = Callable[[str], None]
 BICUBIC = "bicubic"
@@ -82,7 +82,6 @@ def checkpoint_of(model: str, scratch: Path) -> tuple[Path, str, Any]:
 
     Raises `BenchmarkError` for what is none of these.
     """
-    from ..models.checkpoint import save_checkpoint
     from ..models.rdsr import PRESETS
     from ..models.registry import load_model, resolve_checkpoint
 
@@ -90,15 +89,25 @@ def checkpoint_of(model: str, scratch: Path) -> tuple[Path, str, Any]:
     if path.is_file():
         loaded = load_model(path)
         return path, "random" if loaded.random else "trained", loaded.network
-    network = network_of(model)
-    if network is None:
+    made = random_checkpoint(model, scratch)
+    if made is None:
         raise BenchmarkError(
             f"{model} is neither a checkpoint nor a shipped model nor a preset ({', '.join(PRESETS)}) nor {DIFFIR}"
         )
+    return made[0], "random", made[1]
+
+
+def random_checkpoint(model: str, scratch: Path) -> tuple[Path, Any] | None:
+    """(file in `scratch` that says that its weights are random, network) of a name that `network_of` knows; else None."""
+    from ..models.checkpoint import save_checkpoint
+
+    network = network_of(model)
+    if network is None:
+        return None
     path = scratch / f"{model}.safetensors"
     arch = "diffir" if model == DIFFIR else "rdsr"
     save_checkpoint(path, network.state_dict(), arch, network.config.to_dict(), {"weights": "random"})
-    return path, "random", network
+    return path, network
 
 
 def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
@@ -146,6 +155,12 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _stem(model: str, checkpoint: Path) -> str:
+    """What the files of one model's exports begin with; of a user's own file, its place tells it from others of its name."""
+    stem = checkpoint.stem[:40]
+    return f"{stem}-{hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]}" if Path(model).is_file() else stem
+
+
 def _prune(folder: Path, stem: str, kept: str) -> None:
     """Remove what older code made of the same model."""
     for entry in folder.glob(f"{stem}-{'?' * _DIGITS}.*"):
@@ -166,13 +181,14 @@ def _peer(model: str, progress: Progress) -> Subject:
 
 
 def _exported(model: str, progress: Progress) -> Subject:
+    from ..export.errors import ProofError
     from ..export.exporter import ExportOptions, export_checkpoint
 
     folder = kept_folder()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoint, weights, network = checkpoint_of(model, Path(scratch))
         content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        stem, digest = checkpoint.stem[:40], hashlib.sha256((content + _sources()).encode()).hexdigest()[:_DIGITS]
+        stem, digest = _stem(model, checkpoint), hashlib.sha256((content + _sources()).encode()).hexdigest()[:_DIGITS]
         bundle, kept = folder / f"{stem}-{digest}.bundle", folder / f"{stem}-{digest}.safetensors"
         if weights == "random":
             checkpoint = checkpoint.replace(kept)
@@ -194,7 +210,10 @@ def _exported(model: str, progress: Progress) -> Subject:
             single_graph=False,
             force=bundle.exists(),
         )
-        result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
+        try:
+            result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
+        except (ProofError, EngineError) as error:
+            return dataclasses.replace(subject, failure=f"its export failed: {error}")
         if not result.passed:
             failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
             return dataclasses.replace(subject, failure=f"its export failed the proof ({', '.join(failed)})")

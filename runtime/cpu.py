@@ -141,20 +141,19 @@ def isa_caps() -> tuple[str, ...]:
     return tuple(_CAPS)
 
 
-def _native(wanted: set[str], *, capped: bool = True) -> bool:
+def _native(wanted: set[str], cap: str | None) -> bool:
     """Whether the CPU has one of the flags, and the limit leaves it."""
-    cap = isa_cap() if capped else None
-    return bool(cpu_flags() & wanted & (wanted if cap is None else _CAPS.get(cap, wanted)))
+    return bool(cpu_flags() & wanted & (wanted if cap is None else _CAPS.get(cap.upper(), wanted)))
 
 
-def has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and ONEDNN_MAX_CPU_ISA does not forbid it."""
-    return _native({"avx512_bf16", "amx_bf16"})
+def has_bf16(cap: str | None = None) -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16, AMX) and `cap` or ONEDNN_MAX_CPU_ISA leaves it."""
+    return _native({"avx512_bf16", "amx_bf16"}, cap or isa_cap())
 
 
 def has_vnni(*, capped: bool = True) -> bool:
     """Whether the CPU multiplies 8-bit numbers natively (VNNI, AMX); `capped`: and ONEDNN_MAX_CPU_ISA does not forbid it."""
-    return _native({"avx512_vnni", "avx_vnni", "amx_int8"}, capped=capped)
+    return _native({"avx512_vnni", "avx_vnni", "amx_int8"}, isa_cap() if capped else None)
 
 
 def instruction_set() -> str:

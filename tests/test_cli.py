@@ -290,11 +290,11 @@ def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_bench_quality_goes_on_where_one_export_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(name: str) -> Subject:
+    def found(name: str, progress: object) -> Subject:
         failure = None if name == "bicubic" else "its export failed the proof (int8 on openvino)"
         return Subject(name, name, "none", 4, None, failure=failure)
 
-    monkeypatch.setattr("rdsr.benchmarks.quality.find_subject", found)
+    monkeypatch.setattr("rdsr.benchmarks.subjects.find_subject", found)
     result = run("bench", "quality", "--dataset", SAMPLES, "--model", "mine", "--model", "bicubic", "--json")
     assert result.exit_code == 1
     report = json.loads(result.stdout)

@@ -29,6 +29,15 @@ def grower(job: Mapping[str, Any]) -> Callable[[Any], object]:
     return lambda pictures: int(np.ones(size * 2**20, np.uint8).sum())
 
 
+def failing_later(job: Mapping[str, Any]) -> Callable[[Any], object]:
+    """Fails when it is made for the second time, by the file that `NOTE` names."""
+    note = Path(os.environ[NOTE])
+    if note.exists():
+        raise RuntimeError("this engine has had enough")
+    note.touch()
+    return lambda pictures: None
+
+
 def failing(job: Mapping[str, Any]) -> Callable[[Any], object]:
     """Fails when it is made."""
     raise RuntimeError("this engine has lost its way")

@@ -24,9 +24,12 @@ from rdsr.benchmarks.quality import onnx_file
 from rdsr.benchmarks.subjects import Subject, find_subject
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
+from rdsr.export.errors import ProofError
 from rdsr.models.registry import load_model
+from rdsr.runtime import cpu
 from rdsr.runtime.bundle import Bundle
 from rdsr.tests.benchmarks.synthetic import NOTE
+from rdsr.tests.conftest import random_network, write_checkpoint
 
 SYNTHETIC = "rdsr.tests.benchmarks.synthetic"
 
@@ -79,6 +82,20 @@ def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
     assert "lost its way" in rows["broken"]["error"]
     assert rows["broken"]["p50_ms"] is None
     assert rows["sleep-5"]["p50_ms"] >= 5
+
+
+def test_a_row_that_fails_after_its_first_round_says_why_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NOTE, str(tmp_path / "note"))
+    jobs = [synthetic("tired", "failing_later")]
+    monkeypatch.setattr("rdsr.benchmarks.latency.jobs_of", lambda subjects, **options: jobs)
+    arguments = ["--model", "bicubic", "--rounds", "2", "--budget", "2", "--no-peaks", "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", "latency", *arguments])
+    assert done.exit_code == 1
+    assert "tired, torch-eager fp32, 8×8: failed after one round: this engine has had enough" in done.output
+    (row,) = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert row["p50_ms"] >= 0
+    assert not row["stable"]
+    assert "had enough" in row["failed_later"]
 
 
 def test_a_peak_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +196,18 @@ def test_unknown_names_and_empty_rows_are_refused() -> None:
 # -- graphs of others -------------------------------------------------------------------------------------------------
 
 
-def peer(path: Path, *, full_scale: float = 1.0, size: tuple[Any, Any] = ("h", "w"), channels: int = 3) -> Path:
-    """Nearest-neighbour ×2 of NCHW floats; of 0 … 255 it adds and takes off the mean that such networks have."""
+def peer(
+    path: Path,
+    *,
+    full_scale: float = 1.0,
+    size: tuple[Any, Any] = ("h", "w"),
+    channels: int = 3,
+    batch: Any = "n",
+    scale: int = 2,
+) -> Path:
+    """Nearest-neighbour enlargement of NCHW floats; of 0 … 255 it adds and takes off the mean that such networks have."""
     nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
-    constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    constants = {"scales": np.array([1, 1, scale, scale], np.float32)}
     if full_scale != 1.0:
         constants["mean"] = np.full((1, 3, 1, 1), 110, np.float32)
         constants["half"] = np.float32(0.5)
@@ -196,8 +221,8 @@ def peer(path: Path, *, full_scale: float = 1.0, size: tuple[Any, Any] = ("h", "
     graph = helper.make_graph(
         nodes,
         "peer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, height, width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels, None, None])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, channels, height, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels, None, None])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -230,6 +255,10 @@ def test_a_batch_is_what_its_pictures_are(backend: Any, tmp_path: Path) -> None:
     model = OnnxModel(peer(tmp_path / "peer.onnx"), backend=backend, precision="fp32", threads=1)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 10, 3), dtype=np.uint8)
     assert np.array_equal(model(pictures), np.concatenate([model(picture[None]) for picture in pictures]))
+    fixed = OnnxModel(peer(tmp_path / "fixed.onnx", batch=3), backend=backend, precision="fp32", threads=1)
+    assert np.array_equal(fixed(pictures), model(pictures))
+    with pytest.raises(BenchmarkError, match="takes 3 pictures at once, not 1"):
+        fixed(pictures[:1])
 
 
 def test_an_export_that_failed_is_a_row_that_says_so() -> None:
@@ -240,6 +269,48 @@ def test_an_export_that_failed_is_a_row_that_says_so() -> None:
     rows = measure(jobs)
     assert rows["sleep-1"]["error"] == subject.failure
     assert rows["bicubic"]["p50_ms"] > 0
+
+
+def test_an_export_that_raises_is_a_row_that_says_so(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(options: object, progress: object) -> None:
+        raise ProofError("an engine runs a convolution in float")
+
+    monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("rdsr.export.exporter.export_checkpoint", failing)
+    assert find_subject(str(checkpoint)).failure == "its export failed: an engine runs a convolution in float"
+
+
+def test_two_checkpoints_of_one_file_name_keep_their_exports(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training run writes ema.safetensors."""
+    monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "cache"))
+    runs = [tmp_path / "runs" / name / "ema.safetensors" for name in "12"]
+    for path in runs:
+        path.parent.mkdir(parents=True)
+    write_checkpoint(runs[0], random_network(seed=1))
+    write_checkpoint(runs[1], random_network(seed=2))
+    first, second = (find_subject(str(path)) for path in runs)
+    assert Bundle(first.path).manifest.checkpoint != Bundle(second.path).manifest.checkpoint
+    write_checkpoint(runs[0], random_network(seed=3))
+    assert find_subject(str(runs[0])).path != first.path
+    assert not Path(str(first.path)).exists(), "what is out of date is removed"
+    assert Path(str(second.path)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("cap", "precisions"), [(None, ["fp32", "bf16"]), ("avx512_core_vnni", ["fp32"]), ("AVX512_CORE_BF16", ["fp32", "bf16"])]
+)
+def test_a_cap_leaves_out_what_it_forbids(
+    cap: str | None, precisions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}))
+    subject = find_subject(str(peer(tmp_path / "peer.onnx")))
+    options: dict[str, Any] = {"sizes": [(8, 8)], "batches": [1], "threads": [1], "precisions": []}
+    jobs = jobs_of([subject], backends=["openvino"], isa_cap=cap, **options)
+    assert [job.precision for job in jobs] == precisions
 
 
 def test_a_budget_that_is_short_goes_to_the_cheaper_rows() -> None:
@@ -371,6 +442,18 @@ def test_quality_takes_named_models_and_several_precisions(exported: Path, tmp_p
         (str(exported), "int8", "trained"),
         ("bicubic", "uint8", "none"),
     ]
+
+
+def test_quality_goes_on_beside_what_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "cache"))
+    fixed = peer(tmp_path / "fixed.onnx", size=(24, 24), scale=4)
+    options = ["--model", "imdn", "--model", "bicubic", "--onnx", str(fixed), "--dataset", str(SAMPLES)]
+    done = CliRunner().invoke(app, ["bench", "quality", *options, "--json"])
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    assert [row["model"] for row in report["rows"]] == ["bicubic"]
+    assert "imdn cannot be measured: it stands for a published network with random weights" in report["failures"][0]
+    assert "24×24 alone" in report["failures"][1]
 
 
 def test_a_report_is_made_of_what_the_commands_left(exported: Path, tmp_path: Path) -> None:

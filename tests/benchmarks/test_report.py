@@ -17,7 +17,7 @@ from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.label_placement import overlap, place_labels
 from rdsr.benchmarks.plot_front import draw_front
 from rdsr.benchmarks.report import MARKS, readme_block, update_readme, write_report
-from rdsr.benchmarks.report_data import read_results
+from rdsr.benchmarks.report_data import Way, read_results
 from rdsr.benchmarks.report_facts import Facts, headlines, pareto, quantity, ratio, short_names
 
 PEER = "/some/long/path/peer_model_x4.onnx"
@@ -334,6 +334,43 @@ def test_quality_belongs_to_model_and_precision(tmp_path: Path) -> None:
     assert [p.psnr_y for p in front] == sorted(p.psnr_y for p in front)
     assert ("rdsr-base", "fp32") not in {(p.row.model, p.row.precision) for p in front}
     assert any("159 times as fast as diffir" in line for line in headlines(facts)), "float32 against float32"
+
+
+def test_quality_of_another_model_of_that_file_name_is_not_taken(tmp_path: Path) -> None:
+    for name, known in (("other", True), ("ours/net.onnx", False)):
+        content = latency()
+        content["rows"] += [row(f"{folder}/net.onnx", "openvino", "fp32", 20.0) for folder in ("ours", "theirs")]
+        rows = [*quality()["rows"], quality()["rows"][0] | {"dataset": "Set5", "model": name, "psnr_y": 31.0}]
+        rows[-1]["model"] = "elsewhere/net.bundle" if known else name
+        content["rows"] = [r for r in content["rows"] if not known or r["model"] != "theirs/net.onnx"]
+        facts = Facts(read_results(write(tmp_path / name, latency=content, quality={"rows": rows})))
+        measured = {point.row.model for point in facts.points}
+        assert "ours/net.onnx" in measured, "the bundle of that name is the only one"
+        assert "theirs/net.onnx" not in measured
+
+
+def test_random_weights_are_marked_wherever_they_are_said(tmp_path: Path) -> None:
+    rows = [quality()["rows"][0] | {"model": "mine.bundle", "weights": "random"}]
+    text = write_report(write(tmp_path, latency=latency(), quality={"rows": rows})).markdown.read_text()
+    assert "mine.bundle \\*" in text
+    assert "meaningless for quality" in text
+
+
+def test_a_row_that_failed_later_is_among_the_failures(tmp_path: Path) -> None:
+    content = latency()
+    content["rows"][0] |= {"stable": False, "failed_later": "killed in its second round"}
+    text = write_report(write(tmp_path, latency=content)).markdown.read_text()
+    assert "killed in its second round" in text[text.index("Failures") :]
+
+
+def test_a_line_of_a_sweep_has_the_marks_of_all_its_rows(tmp_path: Path) -> None:
+    content = sweep("size")
+    last = [r for r in content["rows"] if (r["model"], r["precision"]) == ("rdsr-base", "int8")][-1]
+    last["stable"] = False
+    facts = Facts(read_results(write(tmp_path, latency=latency(), sweep_size=content)))
+    rows = facts.results.sweeps["size"].rows
+    assert facts.line_name(Way("rdsr-base", "openvino", "int8"), rows).endswith("†")
+    assert "†" not in facts.line_name(Way("rdsr-base", "openvino", "fp32"), rows)
 
 
 def test_numbers_and_names_are_short() -> None:
