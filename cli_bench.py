@@ -233,18 +233,22 @@ def runtime(
     from .benchmarks import engine_room as bench
     from .benchmarks.reports import FIGURE_COLUMNS, write_table
     from .runtime import cpu
+    from .runtime.engines import BACKENDS
     from .runtime.upscaler import Upscaler
 
     if output is not None:
         import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
-    sides = side or (64, 256, 1024)
+    sides = side or (64, 256, 1024, 4096)
     limited = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
     effective = limited.effective
     subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
     for length in sides:
         limited.plan(length, length)  # what does not fit is refused now
     with steps_shown("runtime") as progress:
-        figures = bench.measure_start(subject, progress)
+        asked = bench.Subject(bundle, backend, precision, effective.threads)
+        others = [engine for engine in BACKENDS if limited.bundle.manifest.proven(subject.precision, engine)]
+        starts = {engine: dataclasses.replace(subject, backend=engine) for engine in others}
+        figures = bench.measure_start({"as asked": asked} | starts, progress)
         sizes = bench.measure_new_sizes(subject, new_sizes, progress)
         figures += sizes.figures()
         figures += bench.measure_memory(subject, sides, memory_limit or "256MiB", progress)

@@ -22,6 +22,8 @@ __all__ = ["LoadRow", "measure_load", "plot_load"]
 
 Progress = Callable[[str], None]
 _SAMPLE_SECONDS = 0.25
+_LATE = 1.0
+"""Of the length of a load: how long after it pictures that have arrived may still begin; the others count as failed."""
 _VARIETY = 16
 """Pictures that callers take from in turn, one of each size at least."""
 
@@ -133,11 +135,14 @@ def _arriving(
 
     def caller(tally: _Tally) -> None:
         while (item := arrivals.get()) is not None:
-            _call(upscaler, item[1], item[0], tally)
+            if time.perf_counter() > started + (1 + _LATE) * seconds:  # faster than they can be served: they are given up
+                tally.failed += 1
+            else:
+                _call(upscaler, item[1], item[0], tally)
 
+    planned = started = time.perf_counter()
     with _running(caller, tallies):
         gaps = np.random.default_rng(0)
-        planned = started = time.perf_counter()
         index = 0
         while (planned := planned + gaps.exponential(1 / rate)) < started + seconds:
             time.sleep(max(0.0, planned - time.perf_counter()))

@@ -1,4 +1,4 @@
-"""A TCP service on asyncio: PNG in until end of file, PNG out, four times larger. Run: python asyncio_service.py PORT"""
+"""A TCP service on asyncio: picture in until end of file, PNG out, four times larger. Run: python asyncio_service.py PORT"""
 
 import asyncio
 import sys
@@ -9,18 +9,21 @@ import numpy as np
 from rdsr.runtime import PictureError, Upscaler
 
 upscaler = Upscaler.load(memory_limit="512MiB")
-waiting = asyncio.Semaphore(32)  # more callers than this wait outside, with nothing decoded
+waiting = asyncio.Semaphore(32)  # more pictures than this wait as files, with nothing decoded
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        async with waiting, asyncio.timeout(60):  # a call that takes longer is stopped within one tile
-            content = np.frombuffer(await reader.read(-1), np.uint8)
-            picture = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
-            if picture is None:
-                raise PictureError("no picture that OpenCV can read")
-            larger = await upscaler.aio(picture)
-            writer.write(cv2.imencode(".png", larger[:, :, ::-1])[1].tobytes())
+        async with asyncio.timeout(60):  # in all; a call that takes longer is stopped within one tile
+            content = bytearray()
+            while len(content) < 2**25 and (part := await reader.read(2**16)):  # 32 MiB are enough
+                content += part
+            async with waiting:
+                file = np.frombuffer(content or b"-", np.uint8)
+                picture = await asyncio.to_thread(cv2.imdecode, file, cv2.IMREAD_COLOR_RGB)
+                larger = await upscaler.aio(np.asarray(picture))  # refused where it is none
+                png = await asyncio.to_thread(cv2.imencode, ".png", larger[:, :, ::-1])
+            writer.write(png[1].tobytes())
             await writer.drain()
     except (PictureError, TimeoutError) as error:
         print(f"refused: {error}", file=sys.stderr, flush=True)
@@ -28,11 +31,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def main(port: int) -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-
-
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    with asyncio.Runner() as runner:
+        server = runner.run(asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1])))
+        print(server.sockets[0].getsockname()[1], flush=True)
+        runner.run(server.serve_forever())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bundle import Bundle, Manifest
+from .cancel import Cancel
 from .errors import (
     BundleError,
     CancelledError,
@@ -13,9 +14,9 @@ from .errors import (
     PictureError,
     RdsrError,
 )
-from .pipeline import Cancel
+from .results import Effective, FileResult, Result
 from .tiles import Plan
-from .upscaler import Effective, FileResult, Result, Upscaler
+from .upscaler import Upscaler
 
 __all__ = [
     "Bundle",

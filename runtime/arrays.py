@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,17 +70,26 @@ def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
     return np.ascontiguousarray(values.astype(like.dtype))
 
 
-def upscale_alpha(alpha: Picture, scale: int, out: Picture) -> None:
+def upscale_alpha(
+    alpha: Picture,
+    scale: int,
+    out: Picture,
+    in_turn: Callable[[Callable[[], None]], None] = lambda work: work(),
+) -> None:
     """H×W into sH×sW of the same dtype, bicubic: the networks know nothing of alpha.
 
-    Cell by cell, each read with the pixels that bicubic interpolation reaches, so that a large picture needs no more memory
-    than a small one.
+    Cell by cell, each run by `in_turn` and read with the pixels that bicubic interpolation reaches, so that a large picture
+    needs no more memory than a small one.
     """
-    import cv2  # not with the module: it takes its time, and most pictures have no alpha
-
     down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
     for tile in itertools.starmap(Tile, itertools.product(down, across)):
-        cell = alpha[tile.read].astype(np.float32)
-        values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
-        values = np.clip(values[tile.inner(scale)], 0.0, _FULL_SCALE[alpha.dtype])
-        out[tile.target(scale)] = values if alpha.dtype == np.float32 else np.rint(values)
+        in_turn(partial(_alpha_cell, alpha, scale, out, tile))
+
+
+def _alpha_cell(alpha: Picture, scale: int, out: Picture, tile: Tile) -> None:
+    import cv2  # not with the module: it takes its time, and most pictures have no alpha
+
+    cell = alpha[tile.read].astype(np.float32)
+    values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
+    values = np.clip(values[tile.inner(scale)], 0.0, _FULL_SCALE[alpha.dtype])
+    out[tile.target(scale)] = values if alpha.dtype == np.float32 else np.rint(values)

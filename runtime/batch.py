@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .errors import EngineError, OutputError, PictureError, RdsrError
 from .picture_files import PICTURE_SUFFIXES, check_output
-from .upscaler import FileResult, Upscaler
+from .results import FileResult
+from .upscaler import Upscaler
 
 __all__ = ["FilePlan", "plan_files", "upscale_files"]
 

@@ -27,8 +27,8 @@ _FASTER: tuple[Backend, ...] = ("openvino", "onnxruntime")
 and 2.3 in int8, ONNX Runtime 4.1 and 3.6, beside which no stall counts."""
 
 
-def choose(bundle: Bundle, backend: str, precision: str, threads: int | None = None) -> tuple[Backend, Precision, str]:
-    """Engine and precision for what was asked (or "auto"), with the reason. `threads`: for what has to be timed.
+def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Precision, str]:
+    """Engine and precision for what was asked (or "auto"), with the reason.
 
     Raises `OptionError` for what cannot be had on this machine, `BundleError` where the bundle has no proven variant.
     """
@@ -41,7 +41,7 @@ def choose(bundle: Bundle, backend: str, precision: str, threads: int | None = N
     if precision == "bf16" and not cpu.has_bf16():
         raise OptionError("this CPU has no bf16 arithmetic; use fp32")
     if precision == "auto":
-        chosen, reason = _precision(bundle, backend, threads or cpu.available_threads())
+        chosen, reason = _precision(bundle, backend)
     else:
         chosen, reason = precision, "asked for"  # type: ignore[assignment]
     manifest = bundle.manifest
@@ -71,7 +71,7 @@ def _engine(manifest: Manifest, backend: str, precision: Precision) -> Backend:
     return next((engine for engine in order if manifest.proven(precision, engine)), order[0])
 
 
-def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, str]:
+def _precision(bundle: Bundle, backend: str) -> tuple[Precision, str]:
     """int8 where the CPU is made for it and it costs nothing to speak of; else bf16; else the faster of int8 and float32.
 
     What is not proven is not chosen; a bundle that has int8 alone runs in int8, whatever it loses.
@@ -107,7 +107,7 @@ def _precision(bundle: Bundle, backend: str, threads: int) -> tuple[Precision, s
     if no_int8:
         return "fp32", f"{no_int8}, and {no_bf16}"
     try:
-        return _faster(int8_against_float(bundle, int8, fp32, threads), vnni_limit)
+        return _faster(int8_against_float(bundle, int8, fp32), vnni_limit)
     except EngineError as error:
         return "fp32", f"int8 cannot be timed here ({error})"
 

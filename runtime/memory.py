@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from .bundle import Manifest
 from .engines import Backend, Precision
 from .errors import MemoryLimitError, OptionError
 from .tiles import LEAST_STEP, OVERLAP, Plan, TileCost, plan_tiles
 
-__all__ = ["Needs", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture"]
+__all__ = ["ALPHA", "Needs", "all_fit", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture"]
 
 _UNITS = {"": 1, "b": 1, **{f"{p}{b}": k**i for i, p in enumerate("kmgt", 1) for b, k in (("ib", 1024), ("b", 1000))}}
 _MIB = 2**20
@@ -76,6 +77,17 @@ _ENGINES: dict[Backend, _Engine] = {
 }
 """Measured: `small` and `base` with a picture of 64×64 OpenVINO 89 and 102 MiB (and up to 20 for kernels of other sizes),
 ONNX Runtime 44 and 58; for a pixel 0.6 to 1.2 and 0.6 to 0.85 times the values that are counted."""
+
+
+ALPHA = 32 * _MIB
+"""What a picture with alpha needs more: OpenCV, which is loaded for it, and a cell of it in float; measured 27 MiB."""
+
+
+def all_fit(manifest: Manifest, needs: Sequence[Needs], limit: int) -> bool:
+    """Whether several pipelines can stay loaded under a limit at no cost: with a tile as large as is fast beside them."""
+    halo = _halo(manifest)
+    largest = max(each.per_pixel for each in needs)
+    return halo is not None and sum(each.fixed for each in needs) + largest * usual_pixels(halo) <= limit
 
 
 def plan_picture(

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import from_graph, to_graph
+from .background import one_thread
 from .blend import blend
 from .bundle import Bundle
+from .cancel import Cancel
 from .engines import Backend, Precision, load_session
-from .errors import BundleError, CancelledError, EngineError
+from .errors import BundleError, EngineError
 from .tiles import Plan, Tile, TileCost, cells
 from .turns import Turns, process_turns
 
-__all__ = ["CELL", "Cancel", "Pipeline", "initial_noise"]
+__all__ = ["CELL", "Pipeline", "initial_noise"]
 
 Float = NDArray[np.float32]
+Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Told (tiles done, tiles in all)."""
 CELL = 256
 """LR pixels high and wide of the cells over which the condition features are summed, whatever the tiling (rounded up to
 whole cells of the feature map)."""
-
-
-class Cancel:
-    """A token that stops the calls it was given to: set by any thread, seen before the next tile."""
-
-    def __init__(self, parent: Cancel | None = None) -> None:
-        """`parent`: a token that sets this one as well."""
-        self._event = threading.Event()
-        self._parent = parent
-
-    def set(self) -> None:
-        """Stop; the calls raise `CancelledError`."""
-        self._event.set()
-
-    @property
-    def is_set(self) -> bool:
-        """Whether `set` was called, here or on the parent."""
-        return self._event.is_set() or (self._parent is not None and self._parent.is_set)
-
-    def check(self) -> None:
-        """Raise `CancelledError` if `set` was called."""
-        if self.is_set:
-            raise CancelledError("the call was cancelled")
 
 
 def initial_noise(seed: int, latent_size: int) -> Float:
@@ -64,7 +44,7 @@ class Pipeline:
     """A bundle loaded into one engine at one precision. Safe to call from many threads.
 
     Calls take turns tile by tile, first come, first served: a small picture waits for one tile of a large one, not for all
-    of it, and only one tile at a time is in the engine.
+    of it, and only one tile at a time is in the engine. A picture of one cell and one tile takes one turn.
     """
 
     def __init__(
@@ -78,14 +58,17 @@ class Pipeline:
         turns: Turns | None = None,
         tile_cost: TileCost | None = None,
         cached: bool = False,
+        hand: ThreadPoolExecutor | None = None,
     ) -> None:
         """`turns`: shared with other pipelines, so that one tile at a time is in memory; None: its own. `tile_cost`: told
-        how long tiles take. `cached`: compiled forms may come from the user's cache folder.
+        how long tiles take. `cached`: compiled forms may come from the user's cache folder. `hand`: the one thread that runs
+        all tiles, see `one_thread`; None: its own.
 
         Raises `BundleError` for a damaged bundle, `EngineError` where the engine cannot run it."""
         self.backend: Backend = backend
         self.precision: Precision = precision
         self._threads = threads
+        self._hand = hand or one_thread()
         manifest = bundle.manifest
         self._scale = manifest.scale
         self._multiple = manifest.size_multiple
@@ -102,39 +85,50 @@ class Pipeline:
             for role, kind in precisions.items()
         )
 
-    @contextlib.contextmanager
-    def _turn(self, cancel: Cancel | None) -> Iterator[None]:
-        """Alone with the engine, its memory and its threads; raises `CancelledError` where that is no longer wanted."""
+    def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
+        """Do it alone with the engine, its memory and its threads. `CancelledError` where that is no longer wanted."""
         if cancel is not None:
             cancel.check()
         with self._turns.hold(stop=cancel), process_turns().hold(self._threads, stop=cancel):
             if cancel is not None:
                 cancel.check()
-            yield
+            return self._hand.submit(work).result()
 
-    def prior(self, colour: NDArray[Any], cancel: Cancel | None = None) -> Float:
+    def prior(
+        self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Float], None] | None = None
+    ) -> Float:
         """H×W×1 or H×W×3 of a supported dtype → 1×latent prior z of the whole picture.
 
         Features are summed in float64 over cells that depend on the picture's size alone, in a fixed order; every cell of
-        the feature map weighs the same, padded or not.
+        the feature map weighs the same, padded or not. `then` is called with the prior in the turn of the last cell.
         """
         unit = self._multiple
         size, halo = -(-CELL // unit) * unit, self._radius * unit
         height, width = colour.shape[:2]
-        total: NDArray[np.float64] | None = None
-        for rows in cells(height, size, halo):
-            for columns in cells(width, size, halo):
-                with self._turn(cancel):
-                    lr = to_graph(colour[Tile(rows, columns).read])
-                    features = self._only(self._encoder.run({"lr": lr}), "encoder", rank=4)
-                down, across = (slice(span.inner.start // unit, -(-span.inner.stop // unit)) for span in (rows, columns))
-                part = features[:, :, down, across].sum(axis=(2, 3), dtype=np.float64)
-                total = part if total is None else total + part
         count = -(-height // unit) * -(-width // unit)
-        assert total is not None
-        pooled = (total / count).astype(np.float32)
-        with self._turn(cancel):
-            return self._only(self._reverse.run({"pooled": pooled, "noise": self._noise}), "reverse", rank=2)
+        down, across = cells(height, size, halo), cells(width, size, halo)
+        *others, last = (Tile(rows, columns) for rows in down for columns in across)
+        total: NDArray[np.float64] | float = 0.0
+        for cell in others:
+            total = total + self.in_turn(cancel, partial(self._features, colour, cell))
+
+        def finish() -> Float:
+            pooled = ((self._features(colour, last) + total) / count).astype(np.float32)
+            z = self._only(self._reverse.run({"pooled": pooled, "noise": self._noise}), "reverse", rank=2)
+            if then is not None:
+                then(z)
+            return z
+
+        return self.in_turn(cancel, finish)
+
+    def _features(self, colour: NDArray[Any], cell: Tile) -> NDArray[np.float64]:
+        """1×channels: the condition features summed over a cell."""
+        features = self._only(self._encoder.run({"lr": to_graph(colour[cell.read])}), "encoder", rank=4)
+        down, across = (
+            slice(span.inner.start // self._multiple, -(-span.inner.stop // self._multiple))
+            for span in (cell.rows, cell.columns)
+        )
+        return np.asarray(features[:, :, down, across].sum(axis=(2, 3), dtype=np.float64))
 
     def picture(
         self,
@@ -151,21 +145,37 @@ class Pipeline:
         """
         height, width = colour.shape[:2]
         plan = plan or Plan((height, width), (1, 1), 0, 0)
-        scale = self._scale
-        z = self.prior(colour, cancel)
         if out is None:
-            out = np.empty((height * scale, width * scale, colour.shape[2]), colour.dtype)
-        for done, tile in enumerate(plan.of(height, width)):
-            with self._turn(cancel):
-                started = time.perf_counter()
-                if plan.exact:
-                    out[tile.target(scale)] = self._decode(colour[tile.read], z)[tile.inner(scale)]
-                else:
-                    blend(out, self._decode(colour[tile.read], z), tile, halo=plan.halo, scale=scale)
-                self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
+            out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
+        result = out
+        tiles = list(plan.of(height, width))
+
+        def decode(tile: Tile, z: Float) -> None:
+            if cancel is not None:
+                cancel.check()
+            self._tile(colour, tile, z, plan, result)
+
+        if len(tiles) == 1:
+            self.prior(colour, cancel, then=lambda z: decode(tiles[0], z))
+            if progress is not None:
+                progress(1, 1)
+            return out
+        z = self.prior(colour, cancel)
+        for done, tile in enumerate(tiles):
+            self.in_turn(cancel, partial(decode, tile, z))
             if progress is not None:
                 progress(done + 1, plan.tiles)
         return out
+
+    def _tile(self, colour: NDArray[Any], tile: Tile, z: Float, plan: Plan, out: NDArray[Any]) -> None:
+        """Decode one tile into the result."""
+        started = time.perf_counter()
+        larger = self._decode(colour[tile.read], z)
+        if plan.exact:
+            out[tile.target(self._scale)] = larger[tile.inner(self._scale)]
+        else:
+            blend(out, larger, tile, halo=plan.halo, scale=self._scale)
+        self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
 
     def _decode(self, colour: NDArray[Any], z: Float) -> NDArray[Any]:
         """One tile, larger."""
@@ -184,8 +194,7 @@ class Pipeline:
     def run(self, colour: NDArray[Any]) -> Float:
         """H×W×1 or H×W×3 of a supported dtype, whole → 1×3×sH×sW SR, not clipped; not for int8."""
         z = self.prior(colour)
-        with self._turn(None):
-            return self._run_float(to_graph(colour), z)
+        return self.in_turn(None, lambda: self._run_float(to_graph(colour), z))
 
     def _run_float(self, lr: Float, z: Float) -> Float:
         outputs = self._decoder.run({"lr": lr, "z": z})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
@@ -16,6 +15,8 @@ __all__ = ["Shifts", "Stop", "Turns", "process_turns"]
 
 _POLL_SECONDS = 0.05
 """How often a waiting call looks whether it was cancelled."""
+_GRANT_SECONDS = 1.0
+"""How often one that cannot be cancelled looks: whoever left may have been interrupted before telling anybody."""
 
 
 class Stop(Protocol):
@@ -26,14 +27,24 @@ class Stop(Protocol):
         ...
 
 
+class _Ticket:
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.granted = threading.Event()
+
+
 class Turns:
-    """A number of permits that are handed out strictly in the order in which they were asked for."""
+    """A number of permits that are handed out strictly in the order in which they were asked for.
+
+    What is granted follows from the queue of tickets alone, and a ticket leaves the queue whatever happens to its holder:
+    an interrupt (Ctrl-C) between any two steps costs no permit.
+    """
 
     def __init__(self, permits: int) -> None:
         self.permits = permits
-        self._free = permits
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, threading.Event]] = deque()
+        self._tickets: list[_Ticket] = []
+        """Of those who hold permits, and behind them of those who wait."""
 
     @contextlib.contextmanager
     def hold(self, wanted: int = 1, stop: Stop | None = None) -> Iterator[None]:
@@ -41,41 +52,31 @@ class Turns:
 
         `stop`: raises where the wait is to end without them.
         """
-        wanted = min(wanted, self.permits)
-        with self._lock:
-            ticket: threading.Event | None = None
-            if not self._waiting and self._free >= wanted:
-                self._free -= wanted
-            else:
-                ticket = threading.Event()
-                self._waiting.append((wanted, ticket))
-        if ticket is not None:
-            self._wait(wanted, ticket, stop)
+        ticket = _Ticket(min(wanted, self.permits))
         try:
-            yield
-        finally:
-            self._give(wanted)
-
-    def _wait(self, wanted: int, ticket: threading.Event, stop: Stop | None) -> None:
-        try:
-            while not ticket.wait(None if stop is None else _POLL_SECONDS):
+            with self._lock:
+                self._tickets.append(ticket)
+            self._grant()
+            while not ticket.granted.wait(_POLL_SECONDS if stop is not None else _GRANT_SECONDS):
                 if stop is not None:
                     stop.check()
-        except BaseException:  # cancelled, or Ctrl-C: leave the queue, or give back what was just handed over
+                self._grant()
+            yield
+        finally:
             with self._lock:
-                served = ticket.is_set()
-                if not served:
-                    self._waiting.remove((wanted, ticket))
-            self._give(wanted if served else 0)
-            raise
+                if ticket in self._tickets:
+                    self._tickets.remove(ticket)
+            self._grant()
 
-    def _give(self, permits: int) -> None:
+    def _grant(self) -> None:
+        """Let those in whose turn it is: all from the front of the queue whose wishes fit together."""
         with self._lock:
-            self._free += permits
-            while self._waiting and self._free >= self._waiting[0][0]:
-                wanted, ticket = self._waiting.popleft()
-                self._free -= wanted
-                ticket.set()
+            free = self.permits
+            for ticket in self._tickets:
+                free -= ticket.wanted
+                if free < 0:
+                    break
+                ticket.granted.set()
 
 
 class Shifts:
@@ -85,7 +86,7 @@ class Shifts:
         self._door = Turns(1)
         self._left = threading.Condition()
         self._kind: Hashable = None
-        self._inside = 0
+        self._inside: set[object] = set()
         self._here = threading.local()
 
     @contextlib.contextmanager
@@ -99,22 +100,23 @@ class Shifts:
                 raise OptionError("under a memory limit, a progress callback cannot upscale a picture of another kind")
             yield
             return
-        with self._door.hold(stop=stop), self._left:
-            while self._inside and self._kind != kind:
-                self._left.wait(None if stop is None else _POLL_SECONDS)
-                if stop is not None:
-                    stop.check()
-            if self._kind != kind:
-                change()
-                self._kind = kind
-            self._inside += 1
-        self._here.kind = kind
+        token = object()
         try:
+            with self._door.hold(stop=stop), self._left:
+                while self._inside and self._kind != kind:
+                    self._left.wait(_POLL_SECONDS if stop is not None else _GRANT_SECONDS)
+                    if stop is not None:
+                        stop.check()
+                if self._kind != kind:
+                    change()
+                    self._kind = kind
+                self._inside.add(token)
+            self._here.kind = kind
             yield
         finally:
             self._here.kind = None
             with self._left:
-                self._inside -= 1
+                self._inside.discard(token)
                 self._left.notify_all()
 
 

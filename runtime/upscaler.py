@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +20,28 @@ from numpy.typing import NDArray
 
 from . import cpu
 from .arrays import check_picture, split_alpha, upscale_alpha
+from .background import one_thread, submit
 from .bundle import Bundle
+from .cancel import Cancel
 from .choice import choose
 from .engines import Backend, Precision, refuse_after_fork
-from .errors import OptionError, OutputError, PictureError
-from .memory import Needs, least_for_one_piece, needs_of, parse_limit, plan_picture
-from .pipeline import Cancel, Pipeline, Progress
+from .errors import BundleError, EngineError, OptionError, OutputError, PictureError
+from .memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture
+from .pipeline import Pipeline, Progress
 from .processes import in_forked_children
+from .results import Effective, FileResult, Result
 from .tiles import Plan, TileCost
 from .turns import Shifts, Turns
 
-__all__ = ["Effective", "FileResult", "Result", "Upscaler"]
+__all__ = ["Upscaler"]
 
 logger = logging.getLogger(__name__)
 
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
 """Every instance of this process, to be made usable in its forked children."""
-
-
 _WORKERS = 2
+"""For each kind of background call: one prepares and stores while the other has its turn with the engine."""
 _LOOK_AHEAD = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Effective:
-    """What an `Upscaler` really runs 8-bit pictures with."""
-
-    backend: str
-    """"openvino" or "onnxruntime"."""
-    precision: str
-    """"fp32", "bf16" or "int8"."""
-    threads: int
-    """Threads of the engine."""
-    isa: str
-    """Vector instruction sets of this CPU, e.g. "avx512+vnni+bf16+amx"."""
-    reason: str
-    """Why this engine and this precision."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One upscaled picture and what it ran in."""
-
-    picture: NDArray[Any]
-    """sH×sW×C of the input's kind."""
-    backend: str
-    precision: str
-    ms: float
-    """Wall-clock milliseconds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FileResult:
-    """One upscaled file."""
-
-    input: Path
-    output: Path
-    size_in: tuple[int, int]
-    """Height and width."""
-    size_out: tuple[int, int]
-    backend: str
-    precision: str
-    ms: float
-    """Wall-clock milliseconds of the upscaling, without reading and writing the files."""
 
 
 class Upscaler:
@@ -92,7 +52,10 @@ class Upscaler:
     of a picture that does not fit only approximate it, so the bytes depend on its `plan`, which follows from size, dtype and
     memory limit alone. `Plan.exact` tells, and so does a warning with the first such picture.
     The engine starts with the first call: an instance that is loaded before a fork (gunicorn's preloading, say) and first
-    called after it works in every child. Engines do not survive a fork; one that was called before it refuses in the child.
+    called after it works in every child. Engines do not survive a fork: where any has been used in the process before, by
+    whatever instance, calls in the child refuse (`EngineError`).
+    `close`, or the end of a `with` statement, stops what runs in the background. Without it a process that ends waits for
+    all that was submitted, as `concurrent.futures` does.
     """
 
     bundle: Bundle
@@ -102,7 +65,8 @@ class Upscaler:
     memory_limit: int | None
     """Bytes beyond input and output that it may need in all, file formats apart; None: tiles are as large as is fast.
 
-    Under a limit, one precision at a time is loaded: pictures of 8 bits and others, mixed, make it load again and again.
+    Under a limit that does not hold both, one precision at a time is loaded: pictures of 8 bits and others, mixed, make it
+    load again and again, and wait for each other's whole pictures.
     """
 
     def __init__(
@@ -121,13 +85,15 @@ class Upscaler:
             raise OptionError(f"seed must be a whole number from 0 to 4294967295, not {seed!r}")
         self.memory_limit = parse_limit(memory_limit)
         threads = threads or cpu.available_threads()
-        engine, chosen, reason = choose(bundle, backend, precision, threads)
+        engine, chosen, reason = choose(bundle, backend, precision)
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self._seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
         self._first_cut = threading.Lock()  # never let go of: whoever gets it warns
+        self._closed = False
+        self._others = self._kept_beside()
         self._least_fits()
         self._reset()
         _ALIVE.add(self)
@@ -139,14 +105,29 @@ class Upscaler:
         if self.memory_limit is not None:
             plan_picture(self.bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
 
+    def _kept_beside(self) -> dict[tuple[Backend, Precision], tuple[Backend, Precision]] | None:
+        """Choice → the other, which may stay loaded beside it; empty where there is no other; None: the limit forbids."""
+        try:
+            one, other = self._choice(np.uint8), self._choice(np.uint16)
+        except BundleError:  # no proven float32 variant: 8-bit pictures alone
+            return {}
+        if one == other:
+            return {}
+        needs = [needs_of(self.bundle.manifest, *choice) for choice in (one, other)]
+        if self.memory_limit is not None and not all_fit(self.bundle.manifest, needs, self.memory_limit):
+            return None
+        return {one: other, other: one}
+
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._loading: dict[tuple[Backend, Precision], threading.Lock] = {}
+        self._closing = Cancel()
+        self._hand = one_thread()
         self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
         self._turns = Turns(1)
         self._shifts = Shifts()
         self._tile_costs: dict[tuple[Backend, Precision], TileCost] = {}
-        self._workers_lock = threading.Lock()  # not the other one, which is held while an engine loads
-        self._workers: ThreadPoolExecutor | None = None
+        self._executors: dict[bool, ThreadPoolExecutor] = {}
 
     def _after_fork(self) -> None:
         """In a forked child: new locks, new workers. Engines that the parent has used stay, and refuse when they are called:
@@ -177,11 +158,13 @@ class Upscaler:
             Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
         )
 
-    def _needs(self, choice: tuple[Backend, Precision]) -> Needs:
+    def _needs(self, choice: tuple[Backend, Precision], *, alpha: bool = False) -> Needs:
         needs = needs_of(self.bundle.manifest, *choice)
-        if self.memory_limit is not None or choice == (usual := self._choice(np.uint8)):
-            return needs
-        return dataclasses.replace(needs, fixed=needs.fixed + needs_of(self.bundle.manifest, *usual).fixed)  # both stay
+        fixed = needs.fixed + ALPHA * alpha
+        other = (self._others or {}).get(choice)
+        if other is not None and (self.memory_limit is not None or choice != self._choice(np.uint8)):
+            fixed += needs_of(self.bundle.manifest, *other).fixed  # both stay
+        return dataclasses.replace(needs, fixed=fixed)
 
     def _tile_cost(self, choice: tuple[Backend, Precision]) -> TileCost:
         return self._tile_costs.setdefault(choice, TileCost())
@@ -196,32 +179,40 @@ class Upscaler:
 
     @contextlib.contextmanager
     def _pipeline(self, choice: tuple[Backend, Precision], cancel: Cancel | None) -> Iterator[Pipeline]:
-        """The pipeline, loaded; under a memory limit, the others are not meanwhile."""
+        """The pipeline, loaded; under a memory limit that does not hold both, the other is not meanwhile."""
         refuse_after_fork()  # before any is let go of, which would wait for threads that are not there
-        if self.memory_limit is None:
+        if self._closed:
+            raise EngineError("this Upscaler was closed")
+        if self._others is not None:
             yield self._pipeline_of(*choice)
         else:
             with self._shifts.hold(choice, self._pipelines.clear, cancel):
                 yield self._pipeline_of(*choice)
 
     def _pipeline_of(self, backend: Backend, precision: Precision) -> Pipeline:
-        """Loaded when first needed."""
+        """Loaded when first needed; callers of one that is loaded do not wait for another to be."""
+        choice = backend, precision
+        if (found := self._pipelines.get(choice)) is not None:
+            return found
         with self._lock:
-            if (backend, precision) not in self._pipelines:
-                self._pipelines[backend, precision] = Pipeline(
+            loading = self._loading.setdefault(choice, threading.Lock())
+        with loading:
+            if (found := self._pipelines.get(choice)) is None:
+                found = self._pipelines[choice] = Pipeline(
                     self.bundle,
                     backend=backend,
                     precision=precision,
                     threads=self.effective.threads,
                     seed=self._seed,
                     turns=self._turns,
-                    tile_cost=self._tile_cost((backend, precision)),
+                    tile_cost=self._tile_cost(choice),
                     cached=True,
+                    hand=self._hand,
                 )
-            return self._pipelines[backend, precision]
+            return found
 
-    def plan(self, height: int, width: int, dtype: Any = np.uint8) -> Plan:
-        """Tiles and peak memory of a call with a picture of height × width pixels of this dtype.
+    def plan(self, height: int, width: int, dtype: Any = np.uint8, *, alpha: bool = False) -> Plan:
+        """Tiles and peak memory of a call with a picture of height × width pixels of this dtype, with or without alpha.
 
         How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does. Where
         tiles are approximations (`Plan.exact` is false), they stay as they are.
@@ -233,7 +224,12 @@ class Upscaler:
         choice = self._choice(np.dtype(dtype))
         cost = self._tile_cost(choice).pixels
         return plan_picture(
-            self.bundle.manifest, self._needs(choice), int(height), int(width), self.memory_limit, tile_cost=cost
+            self.bundle.manifest,
+            self._needs(choice, alpha=alpha),
+            int(height),
+            int(width),
+            self.memory_limit,
+            tile_cost=cost,
         )
 
     def run(self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
@@ -241,19 +237,19 @@ class Upscaler:
         started = time.perf_counter()
         picture = check_picture(picture)
         height, width = picture.shape[:2]
-        plan = self.plan(height, width, picture.dtype)
+        colour, alpha = split_alpha(picture)
+        plan = self.plan(height, width, picture.dtype, alpha=alpha is not None)
         if not plan.exact and self._first_cut.acquire(blocking=False):
             self._warn_of_cut(plan, height, width, picture.dtype)
-        colour, alpha = split_alpha(picture)
         scale = self.bundle.manifest.scale
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         target, target_alpha = split_alpha(upscaled)
         backend, precision = self._choice(picture.dtype)
         with self._pipeline((backend, precision), cancel) as pipeline:
+            if alpha is not None and target_alpha is not None:
+                upscale_alpha(alpha, scale, target_alpha, partial(pipeline.in_turn, cancel))
             pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
             del pipeline  # nothing holds on to it when another is to be loaded in its place
-        if alpha is not None and target_alpha is not None:
-            upscale_alpha(alpha, scale, target_alpha)
         return Result(upscaled, backend, precision, (time.perf_counter() - started) * 1e3)
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
@@ -287,9 +283,14 @@ class Upscaler:
     ) -> Future[NDArray[Any]]:
         """Upscale in the background; the future gives what `__call__` would have, or raises it.
 
-        Cancelling the future itself takes effect only before it starts; the token works at any time.
+        The array must stay as it is until then. Cancelling the future itself takes effect only before it starts; the token
+        works at any time. Pictures of one tile do not wait for larger ones that were submitted before.
         """
-        return self._executor().submit(self, picture, cancel=cancel, progress=progress)
+        if self._closed:
+            raise EngineError("this Upscaler was closed")
+        own = Cancel(self._closing, cancel)
+        call = partial(self.__call__, picture, cancel=own, progress=progress)
+        return submit(self._executor(picture), call, own)
 
     def map(
         self, pictures: Iterable[NDArray[Any]], *, look_ahead: int = _LOOK_AHEAD, cancel: Cancel | None = None
@@ -297,7 +298,7 @@ class Upscaler:
         """The results in the pictures' order; at most `look_ahead` pictures are taken before their results are asked for.
 
         A picture that fails raises its error in its place, which ends the iteration. Whoever stops early, closes the
-        iterator or fails stops what is under way within one tile.
+        iterator or fails stops what is under way within one tile. Each array must stay as it is until its result is there.
         """
         if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
             raise OptionError(f"look_ahead must be a whole number from 1, not {look_ahead!r}")
@@ -331,12 +332,37 @@ class Upscaler:
             own.set()
             raise
 
-    def _executor(self) -> ThreadPoolExecutor:
-        """Two workers: one prepares and stores while the other has its turn with the engine."""
-        with self._workers_lock:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
-            return self._workers
+    def _executor(self, picture: NDArray[Any]) -> ThreadPoolExecutor:
+        """Workers for pictures of one tile, and others for larger ones, of which two at a time have results in memory."""
+        try:
+            height, width = picture.shape[:2]
+            small = self.plan(height, width, picture.dtype).tiles == 1
+        except Exception:  # no picture, or one too large: that is for the call itself to say
+            small = True
+        with self._lock:
+            if small not in self._executors:
+                self._executors[small] = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
+            return self._executors[small]
+
+    def close(self) -> None:
+        """Stop the calls in the background within one tile (their futures raise `CancelledError`), and let go of workers and
+        engines; what is called afterwards raises `EngineError`. Calls of other threads end as they would have.
+
+        Not from a progress callback of a background call, whose worker would wait for itself.
+        """
+        self._closed = True
+        self._closing.set()
+        with self._lock:
+            executors, self._executors = self._executors, {}
+        for executor in executors.values():
+            executor.shutdown()
+        self._pipelines.clear()
+
+    def __enter__(self) -> Upscaler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def file(
         self,
@@ -350,9 +376,10 @@ class Upscaler:
 
         Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written.
         """
-        from .picture_files import read_picture, write_picture  # Pillow and OpenCV take their time
+        from .picture_files import check_output, read_picture, write_picture  # Pillow and OpenCV take their time
 
         source, target = Path(input), Path(output)
+        check_output(target)
         if target.exists() and source.exists() and target.samefile(source):
             raise OutputError(f"the output {target} is the input itself")
         picture = read_picture(source)

@@ -32,7 +32,7 @@ def test_the_threaded_worker_enlarges_what_comes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "failed: " in done.stderr
     sizes = {path.name: cv2.imread(str(path)).shape for path in target.iterdir()}
-    assert sizes == {f"{index}.png": (4 * (9 + index), 48, 3) for index in range(4)}
+    assert sizes == {f"{index}.png.png": (4 * (9 + index), 48, 3) for index in range(4)}
 
 
 def test_the_asyncio_service_answers(tmp_path: Path) -> None:

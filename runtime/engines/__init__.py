@@ -82,6 +82,8 @@ def load_session(
     if precision not in supported_precisions(backend):
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
     refuse_after_fork()
+    global _used_in
+    before, _used_in = _used_in, os.getpid()  # now: a child forked in the middle of the import would wait for its lock
     try:
         with _IMPORT_LOCK:
             if backend == "openvino":
@@ -89,9 +91,8 @@ def load_session(
             else:
                 from .onnxruntime_engine import OnnxRuntimeSession as Engine  # type: ignore[assignment]
     except ImportError as error:
+        _used_in = before
         raise EngineError(f"the engine {backend} is not installed ({error})") from error
-    global _used_in
-    _used_in = os.getpid()
     return Engine(graph, precision=precision, threads=threads, weights=weights, cached=cached)
 
 

@@ -208,18 +208,18 @@ def test_the_measurement_is_made_once_and_remembered(
 ) -> None:
     monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(speed, "_KNOWN", {})
-    first = int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1)
+    first = int8_against_float(Bundle(exported), "openvino", "onnxruntime")
     assert first.int8_ms > 0
     assert first.fp32_ms > 0
     (file,) = (tmp_path / "cache").glob("int8-speed-*")
     monkeypatch.setattr(speed, "_KNOWN", {})  # a new process
     monkeypatch.setattr(speed, "load_session", lambda *args, **options: pytest.fail("measured again"))
-    assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1) == first
+    assert int8_against_float(Bundle(exported), "openvino", "onnxruntime") == first
     for damage in (b"", b"[]", b'{"int8_ms": -1, "fp32_ms": 2}', b'{"int8_ms": NaN, "fp32_ms": 2}'):
         remember(file.name, damage)
         monkeypatch.setattr(speed, "_KNOWN", {})
         monkeypatch.setattr(speed, "_measure", lambda *facts: Timing(1.0, 2.0))
-        assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1) == Timing(1.0, 2.0)
+        assert int8_against_float(Bundle(exported), "openvino", "onnxruntime") == Timing(1.0, 2.0)
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(
@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     (tmp_path / "file").touch()
     monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(speed, "_KNOWN", {})
-    assert int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1).fp32_ms > 0
+    assert int8_against_float(Bundle(exported), "openvino", "onnxruntime").fp32_ms > 0
 
 
 def test_a_measurement_that_fails_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_measurement_that_fails_is_not_tried_again(exported: Path, monkeypatch
     monkeypatch.setattr(speed, "_measure", fail)
     for _ in range(2):
         with pytest.raises(EngineError, match="no such engine"):
-            int8_against_float(Bundle(exported), "openvino", "onnxruntime", 1)
+            int8_against_float(Bundle(exported), "openvino", "onnxruntime")
     assert len(tries) == 1
 
 

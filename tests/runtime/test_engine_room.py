@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -24,7 +27,10 @@ from rdsr.runtime import (
     arrays,
 )
 from rdsr.runtime import pipeline as pipeline_module
+from rdsr.runtime import turns as turns_module
+from rdsr.runtime import upscaler as upscaler_module
 from rdsr.runtime.arrays import upscale_alpha
+from rdsr.runtime.pipeline import Pipeline
 from rdsr.runtime.tiles import TileCost, cells, plan_tiles, spans
 from rdsr.runtime.turns import Shifts, Turns
 from rdsr.tests.conftest import CONFIG, picture
@@ -193,7 +199,7 @@ def test_shifts_let_one_kind_in_at_a_time_and_starve_none() -> None:
 
 
 def test_a_callback_may_call_again_but_not_wait_for_itself(exported: Path) -> None:
-    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="150MiB")
     small, deep, results = picture(9, 9), picture(9, 9, (3,), "uint16"), []
     upscaler(small, progress=lambda done, tiles: results.append(upscaler(small)))
     assert len(results) == 1
@@ -243,7 +249,7 @@ def test_a_call_that_waits_can_be_cancelled() -> None:
         assert ended == ["cancelled"]
     with turns.hold():
         pass
-    assert turns._free == 1
+    assert not turns._tickets
 
 
 def test_turns_are_first_come_first_served() -> None:
@@ -251,7 +257,7 @@ def test_turns_are_first_come_first_served() -> None:
     threads = []
     with turns.hold(2):
         for index in range(8):
-            waiting = len(turns._waiting)
+            waiting = len(turns._tickets)
 
             def work(index: int = index) -> None:
                 with turns.hold(1 + index % 3):  # 3 is cut to the 2 that there are
@@ -259,14 +265,52 @@ def test_turns_are_first_come_first_served() -> None:
 
             threads.append(threading.Thread(target=work))
             threads[-1].start()
-            while len(turns._waiting) == waiting:
+            while len(turns._tickets) == waiting:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
     assert sorted(order) == list(range(8))
     assert order.index(7) > order.index(4), "a small wish behind a large one waits for it"
-    assert turns._free == 2
-    assert not turns._waiting
+    assert not turns._tickets
+
+
+@pytest.mark.parametrize("make", [lambda: Turns(1), Shifts], ids=["turns", "shifts"])
+def test_an_interrupt_costs_no_permit(make: Callable[[], Turns | Shifts]) -> None:
+    """Python sees to signals where functions are entered: here Ctrl-C comes with each such step in turn."""
+
+    def hold(turns: Turns | Shifts) -> AbstractContextManager[None]:
+        return turns.hold() if isinstance(turns, Turns) else turns.hold("a", lambda: None)
+
+    def enter(turns: Turns | Shifts) -> None:
+        with hold(turns):
+            pass
+
+    for step in range(1, 30):
+        turns, seen = make(), 0
+
+        def interrupt(frame: FrameType, event: str, argument: object, step: int = step) -> None:
+            nonlocal seen
+            if event == "call" and frame.f_code.co_filename == turns_module.__file__:
+                seen += 1
+                if seen == step:
+                    raise KeyboardInterrupt
+
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            enter(turns)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        gc.collect()
+        other = threading.Thread(target=enter, args=(turns,), daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), f"nobody gets in after an interrupt at step {step}"
+        if seen < step:
+            return
+    pytest.fail("there are more steps than were tried")
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -283,6 +327,87 @@ def test_a_small_picture_does_not_wait_for_a_large_one(upscaler: Upscaler) -> No
     call("small", picture(12, 12))
     large.join()
     assert ends["small"] < ends["large"]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_small_picture_waits_for_one_tile_of_a_large_one(upscaler: Upscaler) -> None:
+    done: list[int] = []
+    large = threading.Thread(target=upscaler, args=(picture(600, 600),), kwargs={"progress": lambda *n: done.append(n[0])})
+    upscaler(picture(12, 12))
+    large.start()
+    while len(done) < 3:
+        time.sleep(0.001)
+    before = len(done)
+    upscaler(picture(12, 12))
+    after = len(done)
+    large.join()
+    assert after - before <= 4, "one that was under way, one to wait for, and what ran while this thread looked"
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_small_pictures_do_not_wait_behind_large_ones_that_were_submitted_before(upscaler: Upscaler) -> None:
+    cancel = Cancel()
+    large = [upscaler.submit(picture(900, 900), cancel=cancel) for _ in range(4)]
+    assert upscaler.submit(picture(12, 12)).result(60).shape == (48, 48, 3)
+    assert not any(future.done() for future in large)
+    cancel.set()
+    for future in large[2:]:
+        assert future.done(), "what had not begun is cancelled at once"
+        with pytest.raises(CancelledError):
+            future.result()
+    for future in large[:2]:
+        with pytest.raises(CancelledError):
+            future.result(60)
+    with pytest.raises(CancelledError):
+        upscaler.submit(picture(12, 12), cancel=cancel).result(0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_future_that_is_cancelled_before_it_starts_never_does(upscaler: Upscaler) -> None:
+    token = Cancel()
+    running = [upscaler.submit(picture(900, 900), cancel=token) for _ in range(2)]
+    waiting = upscaler.submit(picture(900, 900), cancel=token)
+    assert waiting.cancel()
+    token.set()
+    _, late = wait([*running, waiting], timeout=60)
+    assert not late
+    assert waiting.cancelled()
+    assert not token._watchers
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_closing_stops_what_runs_in_the_background(exported: Path) -> None:
+    with Upscaler.load(exported, precision="fp32") as own:
+        futures = [own.submit(picture(900, 900)) for _ in range(5)]
+        assert own(picture(9, 9)).shape == (36, 36, 3)
+        workers = [worker for executor in own._executors.values() for worker in executor._threads]
+    assert all(future.done() for future in futures)
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result()
+    assert not any(worker.is_alive() for worker in workers)
+    for call in (own, own.submit):
+        with pytest.raises(EngineError, match="was closed"):
+            call(picture(9, 9))
+
+
+def test_who_has_an_engine_does_not_wait_for_another_to_load(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Upscaler.load(exported, backend="onnxruntime", precision="int8")
+    own(picture(9, 9))
+    loading, go_on = threading.Event(), threading.Event()
+    make = upscaler_module.Pipeline
+
+    def slow(*arguments: object, **options: object) -> Pipeline:
+        loading.set()
+        assert go_on.wait(60)
+        return make(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upscaler_module, "Pipeline", slow)
+    deep = own.submit(picture(9, 9, (3,), "uint16"))
+    assert loading.wait(60)
+    assert own.submit(picture(9, 9)).result(60).dtype == np.uint8
+    go_on.set()
+    assert deep.result(60).dtype == np.uint16
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -333,7 +458,7 @@ def test_a_caller_that_dies_in_map_leaves_no_worker_behind(exported: Path) -> No
     with pytest.raises(ZeroDivisionError):
         consume(own)
     gc.collect()
-    workers = list(own._executor()._threads)
+    workers = [worker for executor in own._executors.values() for worker in executor._threads]
     assert workers
     own = None  # type: ignore[assignment]
     gc.collect()

@@ -7,10 +7,11 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rdsr.runtime import Bundle, MemoryLimitError, OptionError, Plan, Upscaler
-from rdsr.runtime.memory import needs_of, parse_limit
+from rdsr.runtime.memory import ALPHA, needs_of, parse_limit
 from rdsr.tests.conftest import picture, run_alone
 
 
@@ -100,8 +101,47 @@ def test_a_cancelled_call_frees_its_memory(exported: Path) -> None:
     assert after < 15
 
 
-def test_under_a_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
-    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="300MiB")
+def test_where_the_limit_holds_both_precisions_both_stay_loaded(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="500MiB")
+    upscaler(picture(20, 20))
+    upscaler(picture(20, 20, (3,), "uint16"))
+    assert len(upscaler._pipelines) == 2
+    fixed = [needs_of(upscaler.bundle.manifest, "onnxruntime", kind).fixed for kind in ("int8", "fp32")]
+    for dtype in ("uint8", "uint16"):
+        assert sum(fixed) < upscaler.plan(2000, 2000, np.dtype(dtype)).peak_bytes <= 500 * 2**20
+
+
+def test_alpha_is_counted(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, precision="fp32", memory_limit="150MiB")
+    plain, alpha = upscaler.plan(50, 50), upscaler.plan(50, 50, alpha=True)
+    assert alpha.peak_bytes - plain.peak_bytes == ALPHA
+    least = needs_of(upscaler.bundle.manifest, "onnxruntime", "fp32").peak(60 * 60)
+    tight = Upscaler.load(exported, precision="fp32", memory_limit=least)
+    assert tight(picture(50, 50)).shape == (200, 200, 3)
+    with pytest.raises(MemoryLimitError):
+        tight(picture(50, 50, (4,)))
+
+
+@pytest.mark.slow
+def test_many_callers_with_alpha_stay_under_the_limit(exported: Path) -> None:
+    script = """
+        import sys, threading, numpy as np, rdsr.runtime.upscaler
+        from rdsr.benchmarks.process import peak_mb, resident_mb
+        sources = [np.full((600, 700, 4), 9 * index, np.uint8) for index in range(16)]
+        outputs = 16 * sources[0].nbytes * 16 / 2**20
+        before = resident_mb()
+        upscaler = rdsr.runtime.Upscaler.load(sys.argv[1], precision="fp32", memory_limit=int(sys.argv[2]))
+        threads = [threading.Thread(target=upscaler, args=(source,)) for source in sources]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print(peak_mb() - before - outputs)
+    """
+    limit = needs_of(Bundle(exported).manifest, "onnxruntime", "fp32").peak(128 * 128) + ALPHA
+    assert float(run_alone(script, exported, limit)) <= limit / 2**20
+
+
+def test_under_a_tighter_limit_one_precision_at_a_time_is_loaded(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="150MiB")
     sources = [picture(20, 20), picture(20, 20, (3,), "uint16")]
     sources.append(picture(20, 20, (4,)))
     alone, loaded = [], []
