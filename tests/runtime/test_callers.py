@@ -1,0 +1,262 @@
+"""Many callers, calls in the background, cancelling, closing: what a service relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upscaler
+from rdsr.runtime import upscaler as upscaler_module
+from rdsr.runtime.pipeline import Pipeline
+from rdsr.tests.conftest import picture
+
+
+@pytest.fixture(
+    scope="module", params=[(b, p, t) for b in ("openvino", "onnxruntime") for p in ("fp32", "int8") for t in (1, 2)]
+)
+def engine(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
+    backend, precision, threads = request.param
+    return Upscaler.load(exported, backend=backend, precision=precision, threads=threads)
+
+
+@pytest.fixture(scope="module")
+def upscaler(exported: Path) -> Upscaler:
+    return Upscaler.load(exported, precision="fp32")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of at most 28×28 LR pixels, so that small pictures have several."""
+    monkeypatch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: 28 * 28)
+
+
+def test_a_callback_may_call_again_but_not_wait_for_itself(exported: Path) -> None:
+    upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="150MiB")
+    small, deep, results = picture(9, 9), picture(9, 9, (3,), "uint16"), []
+    upscaler(small, progress=lambda done, tiles: results.append(upscaler(small)))
+    assert len(results) == 1
+    with pytest.raises(OptionError, match="progress callback"):
+        upscaler(small, progress=lambda done, tiles: upscaler(deep))
+    assert upscaler(deep).dtype == np.uint16
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_small_picture_does_not_wait_for_a_large_one(upscaler: Upscaler) -> None:
+    ends: dict[str, float] = {}
+
+    def call(name: str, source: np.ndarray) -> None:
+        upscaler(source)
+        ends[name] = time.perf_counter()
+
+    large = threading.Thread(target=call, args=("large", picture(600, 600)))
+    large.start()
+    time.sleep(0.05)
+    call("small", picture(12, 12))
+    large.join()
+    assert ends["small"] < ends["large"]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_small_picture_waits_for_one_tile_of_a_large_one(upscaler: Upscaler) -> None:
+    done: list[int] = []
+    large = threading.Thread(target=upscaler, args=(picture(600, 600),), kwargs={"progress": lambda *n: done.append(n[0])})
+    upscaler(picture(12, 12))
+    large.start()
+    while len(done) < 3:
+        time.sleep(0.001)
+    before = len(done)
+    upscaler(picture(12, 12))
+    after = len(done)
+    large.join()
+    assert after - before <= 4, "one that was under way, one to wait for, and what ran while this thread looked"
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_small_pictures_do_not_wait_behind_large_ones_that_were_submitted_before(upscaler: Upscaler) -> None:
+    cancel = Cancel()
+    large = [upscaler.submit(picture(900, 900), cancel=cancel) for _ in range(4)]
+    assert upscaler.submit(picture(12, 12)).result(60).shape == (48, 48, 3)
+    assert not any(future.done() for future in large)
+    cancel.set()
+    for future in large[2:]:
+        assert future.done(), "what had not begun is cancelled at once"
+        with pytest.raises(CancelledError):
+            future.result()
+    for future in large[:2]:
+        with pytest.raises(CancelledError):
+            future.result(60)
+    with pytest.raises(CancelledError):
+        upscaler.submit(picture(12, 12), cancel=cancel).result(0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_future_that_is_cancelled_before_it_starts_never_does(upscaler: Upscaler) -> None:
+    token = Cancel()
+    running = [upscaler.submit(picture(900, 900), cancel=token) for _ in range(2)]
+    waiting = upscaler.submit(picture(900, 900), cancel=token)
+    assert waiting.cancel()
+    token.set()
+    _, late = wait([*running, waiting], timeout=60)
+    assert not late
+    assert waiting.cancelled()
+    assert not token._watchers
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_closing_stops_what_runs_in_the_background(exported: Path) -> None:
+    with Upscaler.load(exported, precision="fp32") as own:
+        futures = [own.submit(picture(900, 900)) for _ in range(5)]
+        assert own(picture(9, 9)).shape == (36, 36, 3)
+        workers = [worker for executor in own._executors.values() for worker in executor._threads]
+    assert all(future.done() for future in futures)
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result()
+    assert not any(worker.is_alive() for worker in workers)
+    for call in (own, own.submit):
+        with pytest.raises(EngineError, match="was closed"):
+            call(picture(9, 9))
+
+
+def test_who_has_an_engine_does_not_wait_for_another_to_load(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Upscaler.load(exported, backend="onnxruntime", precision="int8")
+    own(picture(9, 9))
+    loading, go_on = threading.Event(), threading.Event()
+    make = upscaler_module.Pipeline
+
+    def slow(*arguments: object, **options: object) -> Pipeline:
+        loading.set()
+        assert go_on.wait(60)
+        return make(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upscaler_module, "Pipeline", slow)
+    deep = own.submit(picture(9, 9, (3,), "uint16"))
+    assert loading.wait(60)
+    assert own.submit(picture(9, 9)).result(60).dtype == np.uint8
+    go_on.set()
+    assert deep.result(60).dtype == np.uint16
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_many_callers_get_the_same_bytes(engine: Upscaler) -> None:
+    pictures = [picture(20 + i, 60 - i) for i in range(6)]
+    alone = [engine(p).tobytes() for p in pictures]
+    with ThreadPoolExecutor(6) as pool:
+        together = [larger.tobytes() for larger in pool.map(engine, pictures * 3)]
+    assert together == alone * 3
+
+
+def test_submit_map_and_aio_give_what_a_call_gives(upscaler: Upscaler) -> None:
+    pictures = [picture(9 + i, 12) for i in range(7)]
+    wanted = [upscaler(p).tobytes() for p in pictures]
+    assert [f.result().tobytes() for f in [upscaler.submit(p) for p in pictures]] == wanted
+    assert [larger.tobytes() for larger in upscaler.map(iter(pictures), look_ahead=3)] == wanted
+
+    async def gathered() -> list[np.ndarray]:
+        return await asyncio.gather(*(upscaler.aio(p) for p in pictures))
+
+    assert [larger.tobytes() for larger in asyncio.run(gathered())] == wanted
+
+
+def test_map_looks_ahead_no_further_than_asked(upscaler: Upscaler) -> None:
+    taken: list[int] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for index in range(50):
+            taken.append(index)
+            yield picture(8, 8)
+
+    results = upscaler.map(pictures(), look_ahead=3)
+    assert taken == []
+    next(results)
+    assert len(taken) == 3
+    results.close()
+    with pytest.raises(OptionError, match="look_ahead"):
+        upscaler.map([], look_ahead=0)
+
+
+def test_a_caller_that_dies_in_map_leaves_no_worker_behind(exported: Path) -> None:
+    own = Upscaler.load(exported, precision="fp32")
+
+    def consume(upscaler: Upscaler) -> None:
+        for _ in upscaler.map(picture(200, 200) for _ in range(100)):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        consume(own)
+    gc.collect()
+    workers = [worker for executor in own._executors.values() for worker in executor._threads]
+    assert workers
+    own = None  # type: ignore[assignment]
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
+    cancel, seen = Cancel(), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 3:
+            cancel.set()
+
+    planned = upscaler.plan(100, 100).tiles
+    with pytest.raises(CancelledError):
+        upscaler(picture(100, 100), cancel=cancel, progress=progress)
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert {total for _, total in seen} == {planned}
+    assert upscaler(picture(5, 5)).shape == (20, 20, 3)
+    future = upscaler.submit(picture(100, 100), cancel=cancel)
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_cancelling_a_task_stops_the_call(upscaler: Upscaler) -> None:
+    done: list[int] = []
+    seen: list[int] = []
+
+    async def main() -> None:
+        task = asyncio.create_task(upscaler.aio(picture(900, 900), progress=lambda tile, _: done.append(tile)))
+        while not done:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        seen.append(len(done))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    upscaler(picture(5, 5))  # whatever still ran has had its turn
+    time.sleep(0.3)
+    assert seen[0] <= len(done) < upscaler.plan(900, 900).tiles / 2, "stopped long before the end"
+
+
+def test_an_engine_failure_in_one_call_leaves_the_others_unharmed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Upscaler.load(exported, precision="fp32")
+    decoder = own._pipeline_of("onnxruntime", "fp32")._decoder
+    run = decoder.run
+
+    def sometimes(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if inputs["lr"].shape[3] == 13:
+            raise EngineError("broken")
+        return run(inputs)
+
+    monkeypatch.setattr(decoder, "run", sometimes)
+    futures = [own.submit(picture(10, 13 if i % 3 == 0 else 14)) for i in range(9)]
+    for index, future in enumerate(futures):
+        if index % 3 == 0:
+            with pytest.raises(EngineError, match="broken"):
+                future.result()
+        else:
+            assert future.result().shape == (40, 56, 3)
