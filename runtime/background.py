@@ -28,37 +28,45 @@ def one_thread() -> ThreadPoolExecutor:
 class _Waiting(Generic[Result]):
     """One call on its way. Whoever claims it first, a worker or its cancellation, ends it."""
 
-    def __init__(self, call: Callable[[], Result], cancel: Cancel) -> None:
-        self.future: Future[Result] = Future()
+    def __init__(self, call: Callable[[], Result], future: Future[Result], cancel: Cancel) -> None:
+        # Neither is kept once it is done: no cycle of future and this holds an error, and with it the picture, in memory.
         self._call: Callable[[], Result] | None = call
+        self._future: Future[Result] | None = future
         self._claim = threading.Lock()  # never let go of
         self._cancel = cancel
-        self.future.add_done_callback(self._done)
+        future.add_done_callback(self._done)
         cancel.watch(self._drop)
 
+    def _claimed(self) -> Future[Result] | None:
+        """The future, where it is this caller who is to end it."""
+        future = self._future
+        mine = future is not None and self._claim.acquire(blocking=False)
+        return future if mine and future is not None and future.set_running_or_notify_cancel() else None
+
     def run(self) -> None:
-        if not self._claim.acquire(blocking=False) or not self.future.set_running_or_notify_cancel():
+        call, future = self._call, self._claimed()
+        if future is None or call is None:
             return
-        future, call = self.future, self._call
-        assert call is not None
         try:
             future.set_result(call())
         except BaseException as error:
             future.set_exception(error)
-            # Without these names no cycle of frame, error and future keeps the picture in memory.
-            del self, future, call
+        finally:
+            del self, future, call  # this frame is part of the error's traceback
 
     def _drop(self) -> None:
-        if self._claim.acquire(blocking=False) and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(CancelledError("the call was cancelled"))
+        if (future := self._claimed()) is not None:
+            future.set_exception(CancelledError("the call was cancelled"))
 
     def _done(self, future: Future[Result]) -> None:
-        self._call = None
+        if future.cancelled():
+            self._claimed()  # whoever waits for the future learns of it now, and not when a worker comes to it
+        self._call = self._future = None
         self._cancel.unwatch(self._drop)
 
 
 def submit(executor: Executor, call: Callable[[], Result], cancel: Cancel) -> Future[Result]:
     """Call in a worker. Where `cancel` is set before a worker has begun, the future raises `CancelledError` at once."""
-    waiting = _Waiting(call, cancel)
-    executor.submit(waiting.run)
-    return waiting.future
+    future: Future[Result] = Future()
+    executor.submit(_Waiting(call, future, cancel).run)
+    return future
