@@ -86,13 +86,20 @@ class Pipeline:
         )
 
     def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
-        """Do it alone with the engine, its memory and its threads. `CancelledError` where that is no longer wanted."""
+        """Do it alone with the engine, its memory and its threads, in the one thread for that.
+
+        Raises `CancelledError` where it is no longer wanted, `EngineError` while the process ends, and what `work` raises.
+        """
         if cancel is not None:
             cancel.check()
         with self._turns.hold(stop=cancel), process_turns().hold(self._threads, stop=cancel):
             if cancel is not None:
                 cancel.check()
-            return self._hand.submit(work).result()
+            try:
+                done = self._hand.submit(work)
+            except RuntimeError as error:  # a daemon thread, say, while the interpreter ends
+                raise EngineError(f"no thread runs tiles any more: {error}") from error
+            return done.result()
 
     def prior(
         self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Float], None] | None = None
