@@ -20,7 +20,6 @@ from .console import (
     command,
     fail,
     print_json,
-    sentence_of,
     stderr,
     stdout,
     steps_shown,
@@ -60,19 +59,17 @@ def quality(
     from .benchmarks.errors import BenchmarkError
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
     from .benchmarks.subjects import find_subject
-    from .runtime.errors import EngineError
 
     wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
     with steps_shown("quality") as progress:
         candidates = [bench.bundle(b, backend=backend, precision=p, threads=threads) for b in bundle or [] for p in wanted]
         candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
         candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
-        failures = []
+        failures: list[str] = []
         for subject in [find_subject(name, progress) for name in model or []]:
-            try:
-                candidates += bench.of_subject(subject, backend=backend, precisions=wanted, threads=threads)
-            except (BenchmarkError, EngineError) as error:  # the others go on
-                failures.append(f"{subject.model} cannot be measured: {sentence_of(error)}")
+            found, failed = bench.of_subject(subject, backend=backend, precisions=wanted, threads=threads)
+            candidates += found
+            failures += failed  # the others go on
     if not candidates and not failures:
         candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
     if with_bicubic:

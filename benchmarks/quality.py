@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..runtime import cpu
 from ..runtime.arrays import from_graph, to_graph
 from ..runtime.engines import BACKENDS, Backend
-from ..runtime.errors import EngineError, OptionError
+from ..runtime.errors import EngineError, OptionError, RdsrError
 from ..runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
 from ..runtime.picture_files import read_picture
 from ..runtime.upscaler import Upscaler
@@ -113,23 +113,33 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     return Candidate(str(path), engine, "int8" if model.input.quantized else "fp32", scale, run, "given")
 
 
-def of_subject(found: Subject, *, backend: str, precisions: Sequence[str], threads: int | None) -> list[Candidate]:
-    """What `rdsr bench latency --model` takes, in each precision where it has several.
+def of_subject(
+    found: Subject, *, backend: str, precisions: Sequence[str], threads: int | None
+) -> tuple[list[Candidate], list[str]]:
+    """What `rdsr bench latency --model` takes, in each precision where it has several; and a sentence for what fails."""
+    candidates: dict[str, Candidate] = {}  # by precision: "auto" may be one of the others
+    failures = []
+    for precision in precisions:
+        try:
+            candidate = _of_subject(found, backend, precision, threads)
+        except (BenchmarkError, RdsrError) as error:
+            failures.append(f"{found.model} cannot be measured: {' '.join(str(error).split())}")
+        else:
+            candidates[candidate.precision] = candidate
+    return list(candidates.values()), list(dict.fromkeys(failures))
 
-    Raises `BenchmarkError` where its export failed or its pictures mean nothing, and what `Upscaler.load` raises.
-    """
+
+def _of_subject(found: Subject, backend: str, precision: str, threads: int | None) -> Candidate:
     name = found.model
     if found.failure is not None:
         raise BenchmarkError(found.failure)
     if found.kind == "bicubic":
-        return [bicubic(4)]
+        return bicubic(4)
     if found.kind == "onnx":
         if found.weights == "random":
             raise BenchmarkError("it stands for a published network with random weights, whose pictures are noise")
-        return [dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)]
-    made = [bundle(found.path, backend=backend, precision=precision, threads=threads) for precision in precisions]
-    by_precision = {candidate.precision: candidate for candidate in made}  # "auto" may be one of the others
-    return [dataclasses.replace(candidate, model=name) for candidate in by_precision.values()]
+        return dataclasses.replace(onnx_file(Path(str(found.path)), backend=backend, threads=threads), model=name)
+    return dataclasses.replace(bundle(found.path, backend=backend, precision=precision, threads=threads), model=name)
 
 
 def torch_checkpoint(name: str, *, threads: int | None, seed: int = 0) -> Candidate:
@@ -170,7 +180,7 @@ def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = 
     for name, lr, hr in dataset:
         try:
             sr = candidate.run(lr)
-        except (BenchmarkError, EngineError) as error:
+        except (BenchmarkError, RdsrError) as error:
             raise CandidateError(f"{candidate.model} on {dataset.name}: {error}") from error
         border = dataset.scale
         try:

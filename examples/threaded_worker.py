@@ -1,5 +1,6 @@
 """A worker that enlarges pictures from a folder as they come, several at once. Run: python threaded_worker.py IN OUT"""
 
+import contextlib
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ def main(source: Path, target: Path, seconds: float = float("inf")) -> None:
     with ThreadPoolExecutor(3) as threads:  # three read, wait and write at once
         while time.monotonic() < end:
             for path in sorted(set(source.iterdir()) - seen):
-                if time.time() - path.stat().st_mtime > 0.5:  # nobody is writing it any more
-                    seen.add(path)
-                    threads.submit(work, path, target / f"{path.name}.png")
+                with contextlib.suppress(FileNotFoundError):  # it may be gone already
+                    if time.time() - path.stat().st_mtime > 0.5:  # nobody is writing it any more
+                        seen.add(path)
+                        threads.submit(work, path, target / f"{path.name}.png")
             time.sleep(0.2)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import from_graph, to_graph
-from .background import one_thread
+from .background import EngineThread
 from .blend import blend
 from .bundle import Bundle
 from .cancel import Cancel
 from .engines import Backend, Precision, load_session
 from .errors import BundleError, EngineError
 from .tiles import Plan, Tile, TileCost, cells
-from .turns import Turns, process_turns
 
 __all__ = ["CELL", "Pipeline", "initial_noise"]
 
@@ -55,26 +53,22 @@ class Pipeline:
         precision: Precision,
         threads: int,
         seed: int,
-        turns: Turns | None = None,
         tile_cost: TileCost | None = None,
         cached: bool = False,
-        hand: ThreadPoolExecutor | None = None,
+        thread: EngineThread | None = None,
     ) -> None:
-        """`turns`: shared with other pipelines, so that one tile at a time is in memory; None: its own. `tile_cost`: told
-        how long tiles take. `cached`: compiled forms may come from the user's cache folder. `hand`: the one thread that runs
-        all tiles, see `one_thread`; None: its own.
+        """`tile_cost`: told how long tiles take. `cached`: compiled forms may come from the user's cache folder. `thread`:
+        shared with other pipelines, so that one tile at a time is in memory; None: its own.
 
         Raises `BundleError` for a damaged bundle, `EngineError` where the engine cannot run it."""
         self.backend: Backend = backend
         self.precision: Precision = precision
-        self._threads = threads
-        self._hand = hand or one_thread()
+        self._thread = thread or EngineThread(threads)
         manifest = bundle.manifest
         self._scale = manifest.scale
         self._multiple = manifest.size_multiple
         self._radius = manifest.condition_radius
         self._noise = initial_noise(seed, manifest.latent_size)
-        self._turns = turns or Turns(1)
         self._tile_cost = tile_cost or TileCost()
         # Only the decoder pays for speed; the latent prior is computed in float32 whatever the precision.
         precisions: dict[str, Precision] = {"encoder": "fp32", "reverse": "fp32", "decoder": precision}
@@ -86,20 +80,8 @@ class Pipeline:
         )
 
     def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
-        """Do it alone with the engine, its memory and its threads, in the one thread for that.
-
-        Raises `CancelledError` where it is no longer wanted, `EngineError` while the process ends, and what `work` raises.
-        """
-        if cancel is not None:
-            cancel.check()
-        with self._turns.hold(stop=cancel), process_turns().hold(self._threads, stop=cancel):
-            if cancel is not None:
-                cancel.check()
-            try:
-                done = self._hand.submit(work)
-            except RuntimeError as error:  # a daemon thread, say, while the interpreter ends
-                raise EngineError(f"no thread runs tiles any more: {error}") from error
-            return done.result()
+        """Do it alone with the engine, its memory and its threads, see `EngineThread.run`."""
+        return self._thread.run(work, cancel)
 
     def prior(
         self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Float], None] | None = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import cpu
 from .arrays import check_picture, split_alpha, upscale_alpha
-from .background import one_thread, submit
+from .background import EngineThread, submit
 from .bundle import Bundle
 from .cancel import Cancel
 from .choice import choose
@@ -31,7 +31,7 @@ from .pipeline import Pipeline, Progress
 from .processes import in_forked_children
 from .results import Effective, FileResult, Result
 from .tiles import Plan, TileCost
-from .turns import Shifts, Turns
+from .turns import Shifts
 
 __all__ = ["Upscaler"]
 
@@ -122,9 +122,8 @@ class Upscaler:
         self._lock = threading.Lock()
         self._loading: dict[tuple[Backend, Precision], threading.Lock] = {}
         self._closing = Cancel()
-        self._hand = one_thread()
+        self._thread = EngineThread(self.effective.threads)
         self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
-        self._turns = Turns(1)
         self._shifts = Shifts()
         self._tile_costs: dict[tuple[Backend, Precision], TileCost] = {}
         self._executors: dict[bool, ThreadPoolExecutor] = {}
@@ -204,11 +203,12 @@ class Upscaler:
                     precision=precision,
                     threads=self.effective.threads,
                     seed=self._seed,
-                    turns=self._turns,
                     tile_cost=self._tile_cost(choice),
                     cached=True,
-                    hand=self._hand,
+                    thread=self._thread,
                 )
+            if self._closed:  # meanwhile
+                self._pipelines.pop(choice, None)
             return found
 
     def plan(self, height: int, width: int, dtype: Any = np.uint8, *, alpha: bool = False) -> Plan:
@@ -286,11 +286,21 @@ class Upscaler:
         The array must stay as it is until then. Cancelling the future itself takes effect only before it starts; the token
         works at any time. Pictures of one tile do not wait for larger ones that were submitted before.
         """
-        if self._closed:
-            raise EngineError("this Upscaler was closed")
+        try:
+            height, width = picture.shape[:2]
+            alpha = picture.ndim == 3 and picture.shape[2] in (2, 4)
+            small = self.plan(height, width, picture.dtype, alpha=alpha).tiles == 1
+        except Exception:  # no picture, or one too large: that is for the call itself to say
+            small = True
         own = Cancel(self._closing, cancel)
         call = partial(self.__call__, picture, cancel=own, progress=progress)
-        return submit(self._executor(picture), call, own)
+        with self._lock:
+            if self._closed:
+                raise EngineError("this Upscaler was closed")
+            # Others than those of one tile have workers of their own: two at a time have results in memory.
+            if small not in self._executors:
+                self._executors[small] = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
+            return submit(self._executors[small], call, own)
 
     def map(
         self, pictures: Iterable[NDArray[Any]], *, look_ahead: int = _LOOK_AHEAD, cancel: Cancel | None = None
@@ -332,31 +342,20 @@ class Upscaler:
             own.set()
             raise
 
-    def _executor(self, picture: NDArray[Any]) -> ThreadPoolExecutor:
-        """Workers for pictures of one tile, and others for larger ones, of which two at a time have results in memory."""
-        try:
-            height, width = picture.shape[:2]
-            small = self.plan(height, width, picture.dtype).tiles == 1
-        except Exception:  # no picture, or one too large: that is for the call itself to say
-            small = True
-        with self._lock:
-            if small not in self._executors:
-                self._executors[small] = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
-            return self._executors[small]
-
     def close(self) -> None:
         """Stop the calls in the background within one tile (their futures raise `CancelledError`), and let go of workers and
         engines; what is called afterwards raises `EngineError`. Calls of other threads end as they would have.
 
         Not from a progress callback of a background call, whose worker would wait for itself.
         """
-        self._closed = True
-        self._closing.set()
         with self._lock:
+            self._closed = True
             executors, self._executors = self._executors, {}
+        self._closing.set()
         for executor in executors.values():
             executor.shutdown()
         self._pipelines.clear()
+        self._thread = EngineThread(self.effective.threads)  # not begun; the other one ends with its last pipeline
 
     def __enter__(self) -> Upscaler:
         return self

@@ -19,6 +19,7 @@ from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.models.checkpoint import save_checkpoint
 from rdsr.models.diffir import DiffIRConfig
 from rdsr.models.rdsr import RDSR, RDSRConfig
+from rdsr.runtime import Upscaler
 from rdsr.runtime.bundle import canonical_json, manifest_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,3 +134,12 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def bundle(exported: Path, tmp_path: Path) -> Path:
     """A bundle of the test's own, to damage."""
     return shutil.copytree(exported, tmp_path / "copy.bundle")
+
+
+@pytest.fixture(
+    scope="module", params=[(b, p, t) for b in ("openvino", "onnxruntime") for p in ("fp32", "int8") for t in (1, 2)]
+)
+def engine(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
+    """Every engine, precision and thread count."""
+    backend, precision, threads = request.param
+    return Upscaler.load(exported, backend=backend, precision=precision, threads=threads)

@@ -16,15 +16,7 @@ import pytest
 from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upscaler
 from rdsr.runtime import upscaler as upscaler_module
 from rdsr.runtime.pipeline import Pipeline
-from rdsr.tests.conftest import picture
-
-
-@pytest.fixture(
-    scope="module", params=[(b, p, t) for b in ("openvino", "onnxruntime") for p in ("fp32", "int8") for t in (1, 2)]
-)
-def engine(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
-    backend, precision, threads = request.param
-    return Upscaler.load(exported, backend=backend, precision=precision, threads=threads)
+from rdsr.tests.conftest import picture, run_alone
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +116,47 @@ def test_closing_stops_what_runs_in_the_background(exported: Path) -> None:
     for call in (own, own.submit):
         with pytest.raises(EngineError, match="was closed"):
             call(picture(9, 9))
+
+
+def test_what_was_submitted_is_done_when_the_script_ends(exported: Path) -> None:
+    script = """
+        import sys, threading, time, numpy as np
+        from rdsr.runtime import Upscaler
+        upscaler = Upscaler.load(sys.argv[1], precision="fp32")
+        picture = np.zeros((200, 200, 3), np.uint8)
+        def late():
+            time.sleep(0.3)
+            print("thread", upscaler(picture).shape[0], flush=True)
+        threading.Thread(target=late).start()
+        for _ in range(5):
+            future = upscaler.submit(picture)
+            future.add_done_callback(lambda future: print("future", future.result().shape[0], flush=True))
+    """
+    assert sorted(run_alone(script, exported).split("\n")) == ["", *["future 800"] * 5, "thread 800"]
+
+
+def test_ctrl_c_waits_for_the_tile_and_costs_no_turn(exported: Path) -> None:
+    script = """
+        import signal, sys, numpy as np
+        from rdsr.runtime import Upscaler
+        upscaler = Upscaler.load(sys.argv[1], precision="fp32")
+        small, large = np.zeros((9, 9, 3), np.uint8), np.zeros((700, 700, 3), np.uint8)
+        upscaler(small)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        interrupted = 0
+        for index in range(60):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (index + 1))
+            try:
+                upscaler(large if index % 2 else small)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt as error:
+                interrupted += 1
+                kept = error
+        print(interrupted, upscaler.submit(small).result(30).shape[0])
+    """
+    interrupted, side = run_alone(script, exported).split()
+    assert int(interrupted) > 10
+    assert int(side) == 36
 
 
 def test_who_has_an_engine_does_not_wait_for_another_to_load(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

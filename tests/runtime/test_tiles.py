@@ -20,14 +20,6 @@ KINDS: list[tuple[int, ...]] = [(), (1,), (2,), (3,), (4,)]
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
 
 
-@pytest.fixture(
-    scope="module", params=[(b, p, t) for b in ("openvino", "onnxruntime") for p in ("fp32", "int8") for t in (1, 2)]
-)
-def engine(request: pytest.FixtureRequest, exported: Path) -> Upscaler:
-    backend, precision, threads = request.param
-    return Upscaler.load(exported, backend=backend, precision=precision, threads=threads)
-
-
 @pytest.fixture(scope="module")
 def pairs(exported: Path) -> dict[tuple[str, str], list[Upscaler]]:
     """Backend and precision → an instance of one thread and one of two."""
