@@ -36,8 +36,8 @@ class _Ticket:
 class Turns:
     """A number of permits that are handed out strictly in the order in which they were asked for.
 
-    What is granted follows from the queue of tickets alone, and a ticket leaves the queue whatever happens to its holder:
-    an interrupt (Ctrl-C) between any two steps costs no permit.
+    What is granted follows from the queue of tickets alone, and a ticket leaves the queue with its holder, Ctrl-C included
+    (short of a second one, while the first is on its way).
     """
 
     def __init__(self, permits: int) -> None:
