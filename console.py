@@ -41,7 +41,6 @@ __all__ = [
     "fail",
     "print_json",
     "quantization_tables",
-    "sentence_of",
     "stderr",
     "stdout",
     "steps_shown",

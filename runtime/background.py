@@ -106,9 +106,10 @@ class EngineThread:
             while cancel is not None and not wait([future], _POLL_SECONDS).done:
                 cancel.check()
             return future.result()
-        finally:
+        except BaseException:
             call.drop()
             wait([future])
+            raise
 
     def _start(self) -> None:
         with self._starting:

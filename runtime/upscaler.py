@@ -288,8 +288,7 @@ class Upscaler:
         """
         try:
             height, width = picture.shape[:2]
-            alpha = picture.ndim == 3 and picture.shape[2] in (2, 4)
-            small = self.plan(height, width, picture.dtype, alpha=alpha).tiles == 1
+            small = self.plan(height, width, picture.dtype, alpha=split_alpha(picture)[1] is not None).tiles == 1
         except Exception:  # no picture, or one too large: that is for the call itself to say
             small = True
         own = Cancel(self._closing, cancel)
