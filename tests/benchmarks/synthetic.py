@@ -10,8 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from rdsr.benchmarks.latency_rows import Job
+from rdsr.benchmarks.subjects import Subject
+
 NOTE = "RDSR_TEST_NOTE"
 """Environment variable."""
+
+
+def synthetic(name: str, function: str) -> Job:
+    """The row of a model that `function`, one of those below, makes."""
+    subject = Subject(name, "function", "none", None, None, path=f"{__name__}:{function}")
+    return Job(subject, "torch-eager", "fp32", (8, 8), 1, 1)
+
+
+def sleepers(*milliseconds: int) -> list[Job]:
+    """Rows called "sleep-20" for 20 ms."""
+    return [synthetic(f"sleep-{each}", "sleeper") for each in milliseconds]
 
 
 def sleeper(job: Mapping[str, Any]) -> Callable[[Any], object]:
@@ -27,15 +41,6 @@ def grower(job: Mapping[str, Any]) -> Callable[[Any], object]:
     """Holds as many MiB as its name says while it runs."""
     size = int(job["subject"]["model"].rsplit("-", 1)[1])
     return lambda pictures: int(np.ones(size * 2**20, np.uint8).sum())
-
-
-def failing_later(job: Mapping[str, Any]) -> Callable[[Any], object]:
-    """Fails when it is made for the second time, by the file that `NOTE` names."""
-    note = Path(os.environ[NOTE])
-    if note.exists():
-        raise RuntimeError("this engine has had enough")
-    note.touch()
-    return lambda pictures: None
 
 
 def failing(job: Mapping[str, Any]) -> Callable[[Any], object]:
