@@ -110,6 +110,8 @@ class EngineThread:
             call.drop()
             wait([future])
             raise
+        finally:
+            del future, call  # this frame is part of the error's traceback, which the future holds
 
     def _start(self) -> None:
         with self._starting:

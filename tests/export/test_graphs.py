@@ -133,7 +133,8 @@ def test_accounting_names_a_smuggled_weight(exported: Path, network: RDSR) -> No
     model.graph.initializer.append(numpy_helper.from_array(lpe["lpe.mlp.0.weight"].T.copy(), "innocent"))
     with pytest.raises(ProofError, match=r"lpe\.mlp\.0\.weight"):
         account(model, "encoder.onnx", deployed, marks)
-    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.random.rand(99).astype(np.float32), "unknown"))
+    unknown = np.random.default_rng(0).random(99, dtype=np.float32)
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(unknown, "unknown"))
     with pytest.raises(ProofError, match="no deployed weight"):
         account(model, "encoder.onnx", deployed, marks)
 
@@ -145,8 +146,8 @@ def test_simplification_that_changes_the_result_is_not_taken(
 
     model = onnx.load(exported / "reverse.onnx")
     feed = {
-        "pooled": np.random.rand(1, CONFIG.condition_width).astype(np.float32),
-        "noise": np.random.randn(1, CONFIG.latent_size).astype(np.float32),
+        "pooled": np.random.default_rng(0).random((1, CONFIG.condition_width), dtype=np.float32),
+        "noise": np.random.default_rng(1).standard_normal((1, CONFIG.latent_size), dtype=np.float32),
     }
 
     def broken(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:

@@ -207,6 +207,7 @@ def test_the_measurement_is_made_once_and_remembered(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "_CHILD_SECONDS", 600)
     monkeypatch.setattr(speed, "_KNOWN", {})
     first = int8_against_float(Bundle(exported), "openvino", "onnxruntime")
     assert first.int8_ms > 0
@@ -227,6 +228,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RDSR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(speed, "_CHILD_SECONDS", 600)
     monkeypatch.setattr(speed, "_KNOWN", {})
     assert int8_against_float(Bundle(exported), "openvino", "onnxruntime").fp32_ms > 0
 

@@ -76,7 +76,7 @@ def cuts(draw: st.DrawFn) -> Cut:
 # -- blending
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(length=st.integers(1, 300), more=st.integers(1, 60), halo=st.integers(1, 20), scale=st.integers(1, 4))
 def test_shares_sum_to_one_and_lie_where_there_is_data(length: int, more: int, halo: int, scale: int) -> None:
     total = np.zeros(length * scale)
@@ -96,7 +96,7 @@ def test_shares_sum_to_one_and_lie_where_there_is_data(length: int, more: int, h
     assert np.allclose(total, 1, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cut=cuts(), channels=st.sampled_from([1, 3]), dtype=st.sampled_from(DTYPES))
 def test_tiles_that_agree_give_the_picture_exactly(cut: Cut, channels: int, dtype: str) -> None:
     """So every pixel is written, too: what was there before is never a picture's."""
@@ -106,7 +106,7 @@ def test_tiles_that_agree_give_the_picture_exactly(cut: Cut, channels: int, dtyp
         assert np.array_equal(cut.blended(lambda _, tile, source=source: cut.part(source, tile), channels, dtype), source)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cut=cuts(), channels=st.sampled_from([1, 3]), dtype=st.sampled_from(DTYPES))
 def test_every_tile_gets_its_share(cut: Cut, channels: int, dtype: str) -> None:
     """Tile after tile into `out` gives what a sum of all tiles with their shares would, rounding apart."""
@@ -140,7 +140,7 @@ def manifest(exported: Path) -> Manifest:
 NEEDS = Needs(fixed=1000, per_pixel=20_000.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(height=st.integers(1, 2000), width=st.integers(1, 2000), most=st.none() | st.integers(LEAST**2, 200_000))
 def test_a_picture_is_cut_only_where_it_does_not_fit(manifest: Manifest, height: int, width: int, most: int | None) -> None:
     limit = None if most is None else NEEDS.peak(most)

@@ -43,7 +43,7 @@ def test_preloaded_it_works_in_forked_children_and_refuses_once_used(
 ) -> None:
     """gunicorn's preloading: the parent loads and forks, the children serve (0), or say why they cannot (7)."""
     command = [sys.executable, "-W", "ignore", "-c", _FORKS, str(exported), backend, parent]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout == f"{codes}\n", done.stderr
 
 
@@ -61,7 +61,7 @@ def test_the_default_bundle_can_be_preloaded(tmp_path: Path) -> None:
     )
     environment = os.environ | {"RDSR_CACHE_DIR": str(tmp_path), "ONEDNN_MAX_CPU_ISA": "AVX2"}
     command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -82,7 +82,7 @@ def test_a_spawned_pool_works(exported: Path, tmp_path: Path) -> None:
     """
     (tmp_path / "pool.py").write_text(textwrap.dedent(script))
     command = [sys.executable, str(tmp_path / "pool.py"), str(exported)]
-    assert subprocess.check_output(command, text=True, timeout=120) == "[(20, 24, 3), (20, 24, 3)]\n"
+    assert subprocess.check_output(command, text=True, timeout=300) == "[(20, 24, 3), (20, 24, 3)]\n"
 
 
 def test_idle_costs_next_to_no_time(exported: Path) -> None:
@@ -92,7 +92,9 @@ def test_idle_costs_next_to_no_time(exported: Path) -> None:
         "upscaler = Upscaler.load(sys.argv[1], backend=sys.argv[2], precision='fp32')\n"
         "upscaler.submit(np.zeros((50, 50, 3), np.uint8)).result()\n"
         "time.sleep(0.5)\n"
-        "before = time.process_time(); time.sleep(1); print(time.process_time() - before)\n"
+        "def spent():\n"
+        "    before = time.process_time(); time.sleep(0.5); return time.process_time() - before\n"
+        "print(min(spent() for _ in range(5)))\n"
     )
     for backend in ("openvino", "onnxruntime"):
-        assert float(run_alone(script, exported, backend)) < 0.05
+        assert float(run_alone(script, exported, backend)) < 0.025, "in the idlest half second of five"

@@ -30,7 +30,7 @@ def pairs(exported: Path) -> dict[tuple[str, str], list[Upscaler]]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(length=st.integers(1, 500), more=st.integers(1, 100), halo=st.integers(0, 20))
 def test_spans_cover_everything_once_and_read_a_full_halo(length: int, more: int, halo: int) -> None:
     cut = spans(length, 2 * halo + more, halo)
@@ -43,7 +43,7 @@ def test_spans_cover_everything_once_and_read_a_full_halo(length: int, more: int
         assert s.read_stop == length or s.read_stop - s.stop >= halo
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000), halo=st.integers(0, 40), most=st.integers(1, 70_000))
 def test_a_plan_keeps_to_its_pixels(height: int, width: int, halo: int, most: int) -> None:
     cut = plan_tiles(height, width, halo=halo, most_pixels=most)
@@ -65,7 +65,7 @@ def test_cells_depend_on_the_length_alone() -> None:
     ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=SLOW_FIXTURE)
+@settings(max_examples=25, suppress_health_check=SLOW_FIXTURE)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),
@@ -143,7 +143,7 @@ def test_alpha_is_that_of_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(out, np.rint(np.clip(whole, 0, 255)).astype(np.uint8))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=SLOW_FIXTURE)
+@settings(max_examples=6, suppress_health_check=SLOW_FIXTURE)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), dtype=st.sampled_from(["uint8", "uint16", "float32"]))
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

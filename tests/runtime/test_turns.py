@@ -35,7 +35,7 @@ def test_shifts_let_one_kind_in_at_a_time_and_starve_none() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, "aaabbbab" * 10))
     assert len(order) == 80
-    assert changes[0] == "a"
+    assert changes[0] == order[0]
 
 
 def test_whoever_waits_for_a_shift_can_be_cancelled() -> None:
@@ -55,7 +55,7 @@ def test_whoever_waits_for_a_shift_can_be_cancelled() -> None:
         time.sleep(0.05)
         token.set()
         for thread in threads:
-            thread.join(timeout=5)
+            thread.join(timeout=60)
         assert ended == ["cancelled"] * 2
     with shifts.hold("c", lambda: ended.append("changed")):
         assert ended[-1] == "changed"
@@ -75,7 +75,7 @@ def test_a_call_that_waits_can_be_cancelled() -> None:
         waiting = threading.Thread(target=work)
         waiting.start()
         token.set()
-        waiting.join(timeout=5)
+        waiting.join(timeout=60)
         assert ended == ["cancelled"]
     with turns.hold():
         pass
@@ -136,7 +136,7 @@ def test_an_interrupt_costs_no_permit(make: Callable[[], Turns | Shifts]) -> Non
         gc.collect()
         other = threading.Thread(target=enter, args=(turns,), daemon=True)
         other.start()
-        other.join(10)
+        other.join(60)
         assert not other.is_alive(), f"nobody gets in after an interrupt at step {step}"
         if seen < step:
             return

@@ -48,7 +48,7 @@ def test_the_kind_of_picture_is_kept(auto: Upscaler, dtype: str, channels: tuple
     assert upscaled.flags["C_CONTIGUOUS"]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
