@@ -57,6 +57,7 @@ def quality(
     """
     from .benchmarks import quality as bench
     from .benchmarks.errors import BenchmarkError
+    from .benchmarks.host import stamp
     from .benchmarks.reports import DROP_COLUMNS, QUALITY_COLUMNS, write_table
     from .benchmarks.subjects import find_subject
 
@@ -89,7 +90,7 @@ def quality(
     if not measured:
         fail("; ".join(failures), FAILED, as_json)
     rows = [dataclasses.asdict(row) for row in measured]
-    report = rows[0] if len(rows) == 1 and not failures else {"rows": rows}
+    report = stamp() | (rows[0] if len(rows) == 1 and not failures else {"rows": rows})
     if failures:
         report |= {"failures": failures}
     columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
@@ -131,6 +132,7 @@ def int8(
 
     Example: rdsr bench int8 --model base --threads 2
     """
+    from .benchmarks.host import stamp
     from .benchmarks.int8 import measure_int8
     from .benchmarks.reports import INT8_COLUMNS, write_table
     from .runtime import cpu
@@ -139,7 +141,13 @@ def int8(
     with steps_shown("int8") as progress:
         measured = measure_int8(model, sizes=sizes, threads=threads, rounds=rounds, progress=progress)
     rows = [dataclasses.asdict(row) for row in measured]
-    report = {"cpu": cpu.cpu_name(), "isa": cpu.instruction_set(), "isa_cap": cpu.isa_cap(), "rows": rows}
+    report = {
+        **stamp(),
+        "cpu": cpu.cpu_name(),
+        "isa": cpu.instruction_set(),
+        "isa_cap": cpu.isa_cap(),
+        "rows": rows,
+    }
     shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
     if output is not None:
         write_table(output, "int8", report, INT8_COLUMNS, shown)
@@ -171,6 +179,7 @@ def load(
 
     Example: rdsr bench load --concurrency 1 --concurrency 4 --concurrency 16 --seconds 20
     """
+    from .benchmarks.host import stamp
     from .benchmarks.load import measure_load, plot_load
     from .benchmarks.reports import LOAD_COLUMNS, write_table
     from .runtime.upscaler import Upscaler
@@ -190,6 +199,7 @@ def load(
         )
     rows = [dataclasses.asdict(row) for row in measured]
     report = {
+        **stamp(),
         "bundle": bundle or "default",
         "sizes": sizes,
         "memory_limit": upscaler.memory_limit,
@@ -228,6 +238,7 @@ def runtime(
     Example: rdsr bench runtime --side 64 --side 1024 -o runtime/
     """
     from .benchmarks import engine_room as bench
+    from .benchmarks.host import stamp
     from .benchmarks.reports import FIGURE_COLUMNS, write_table
     from .runtime import cpu
     from .runtime.engines import BACKENDS
@@ -252,6 +263,7 @@ def runtime(
         figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 20, progress)
     rows = [dataclasses.asdict(figure) for figure in figures]
     report = {
+        **stamp(),
         "cpu": cpu.cpu_name(),
         "bundle": bundle or "default",
         **dataclasses.asdict(effective),
@@ -304,6 +316,7 @@ def prior(
 
     Example: rdsr bench prior --checkpoint rdsr-small --dataset Kodak24
     """
+    from .benchmarks.host import stamp
     from .benchmarks.prior import measure_prior
     from .benchmarks.reports import PRIOR_COLUMNS, write_table
     from .runtime.cpu import available_threads
@@ -314,7 +327,7 @@ def prior(
             checkpoint, dataset, windows=windows or (24, 48, 96), seeds=seeds, threads=used, progress=progress
         )
     rows = [dataclasses.asdict(row) for row in measured]
-    report = {"dataset": dataset.resolve().name, "checkpoint": checkpoint, "threads": used, "rows": rows}
+    report = stamp() | {"dataset": dataset.resolve().name, "checkpoint": checkpoint, "threads": used, "rows": rows}
     if output is not None:
         write_table(output, "prior", report, PRIOR_COLUMNS, rows)
     show_rows(report, PRIOR_COLUMNS, rows, as_json)
@@ -337,6 +350,7 @@ def candidates(
     import matplotlib.figure  # noqa: F401  # what is missing shows before the training, not after
 
     from .benchmarks import candidates as bench
+    from .benchmarks.host import stamp
     from .benchmarks.reports import candidate_table, plot_candidates, write_table
     from .runtime.cpu import available_threads
 
@@ -345,7 +359,8 @@ def candidates(
     with steps_shown("candidates") as progress:
         measured = bench.measure_candidates(plan, output, data=data, validation=validation, threads=used, progress=progress)
     columns, rows = candidate_table(measured)
-    report = {"threads": used, "size": [bench.SIZE, bench.SIZE], "rows": [dataclasses.asdict(row) for row in measured]}
+    report = stamp() | {"threads": used, "size": [bench.SIZE, bench.SIZE]}
+    report |= {"rows": [dataclasses.asdict(row) for row in measured]}
     write_table(output, "candidates", report, columns, rows)
     plot_candidates(measured, output / "candidates.png")
     show_rows(report, columns, rows, as_json)

@@ -93,8 +93,11 @@ def latency(
     rows = [row | {"size": "×".join(map(str, row["size"]))} for row in report["rows"]]
     columns = LATENCY_COLUMNS
     if sweep is not None:
-        exponents = {(fit["model"], fit["backend"], fit["precision"]): fit["exponent"] for fit in report["fits"]}
-        rows = [row | {"exponent": exponents[row["model"], row["backend"], row["precision"]]} for row in rows]
+        fits = {(fit["model"], fit["backend"], fit["precision"]): fit for fit in report["fits"]}
+        rows = [
+            row | {key: fits[row["model"], row["backend"], row["precision"]][key] for key in ("exponent", "steepest")}
+            for row in rows
+        ]
         columns = SWEEP_COLUMNS
     if output is not None:
         write_table(output, name, report, columns, rows)

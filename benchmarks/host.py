@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..runtime import cpu
 
-__all__ = ["commit", "describe_host", "now"]
+__all__ = ["code_digest", "commit", "describe_host", "now", "stamp"]
 
 _PACKAGES = ("rdsr", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
+_ROOT = Path(__file__).parent.parent
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -28,6 +29,12 @@ def describe_host() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     try:
+        import psutil
+
+        memory_gb = round(psutil.virtual_memory().total / 2**30, 1)
+    except ModuleNotFoundError:  # quality is measured without it as well
+        memory_gb = None
+    try:
         governor = _GOVERNOR.read_text().strip()
     except OSError:
         governor = None
@@ -37,11 +44,16 @@ def describe_host() -> dict[str, Any]:
         "isa_cap": cpu.isa_cap(),
         "cores": cpu.process_threads(),
         "governor": governor,
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gb": memory_gb,
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def stamp() -> dict[str, Any]:
+    """What every report says of its measurement: "date", "commit", "host"."""
+    return {"date": now(), "commit": commit(), "host": describe_host()}
 
 
 def now() -> str:
@@ -50,17 +62,29 @@ def now() -> str:
 
 
 def commit() -> str | None:
-    """Short hash of the checkout that this package is, with "+" where files differ from it; None outside a checkout."""
-    root = Path(__file__).parent.parent
+    """Short hash of the checkout that this package is; None outside a checkout.
+
+    With "+" where files differ from it: code, weights, settings; documents and results decide nothing.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT.resolve():
             return None
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", "*.py") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!*.md")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@functools.cache
+def code_digest(*folders: str) -> str:
+    """Of the Python files in these folders of the package: what other code measured or made is something else."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py")):
+        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

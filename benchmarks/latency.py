@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from ..runtime import cpu
 from ..runtime.bundle import Bundle
+from ..runtime.engines import BACKENDS as ENGINES
 from ..runtime.engines import supported_precisions
 from ..runtime.files import atomic_write, dump_json
 from ..runtime.processes import call_apart
 from .errors import BenchmarkError
-from .host import commit, describe_host, now
+from .host import code_digest, stamp
 from .latency_rows import BASELINE, SWEEPS, Job, compare, fit_exponents, row_of
 from .subjects import Subject, kept_folder
+
+if TYPE_CHECKING:
+    from .onnx_model import PictureInput
 
 __all__ = ["BACKENDS", "NOT_RUN", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
 
 Progress = Callable[[str], None]
 Sample = Mapping[str, Any]
 BACKENDS = ("torch-eager", "torch-compile", "onnxruntime", "openvino", "opencv")
-_ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8", "uint8")
 NOT_RUN = "not run"
 """What the error of a point of a sweep begins with that was left out on purpose."""
@@ -78,7 +82,6 @@ def jobs_of(
             (backend, precision)
             for backend, precision in _ways(subject, isa_cap)
             if subject.kind == "bicubic"
-            or subject.failure is not None
             or ((not backends or backend in backends) and (not precisions or precision in precisions))
         ]
         if not ways:
@@ -95,23 +98,30 @@ def _ways(subject: Subject, isa_cap: str | None) -> list[tuple[str, str]]:
     """(backend, precision) that a subject can be run in on this machine, under a limit or without one."""
     if subject.kind == "bicubic":
         return [("opencv", "uint8")]
-    if subject.failure is not None:
-        return [("export", "all")]
     if subject.kind == "onnx":
         return _ways_of_file(Path(str(subject.path)), isa_cap)
     if subject.kind == "function":
         return [("torch-eager", "fp32")]
-    manifest = Bundle(subject.path).manifest
     ways = [("torch-eager", "fp32"), ("torch-compile", "fp32")] if subject.kind == "network" else []
-    return ways + [way for way in _engine_ways(_ENGINES, isa_cap) if manifest.proven(way[1], way[0])]
+    exported = _engine_ways(ENGINES, isa_cap)
+    if subject.failure is None:
+        manifest = Bundle(subject.path).manifest
+        exported = [way for way in exported if manifest.proven(way[1], way[0])]
+    return ways + exported
 
 
 def _ways_of_file(path: Path, isa_cap: str | None) -> list[tuple[str, str]]:
+    own = ("int8",) if _input_of(str(path)).quantized else ("fp32", "bf16")
+    engines = ("openvino",) if path.suffix.lower() == ".xml" else ENGINES
+    return [(engine, precision) for engine, precision in _engine_ways(engines, isa_cap) if precision in own]
+
+
+@functools.cache
+def _input_of(path: str) -> PictureInput:
+    """As `read_input`, once a file."""
     from .onnx_model import read_input
 
-    own = ("int8",) if read_input(path).quantized else ("fp32", "bf16")
-    engines = ("openvino",) if path.suffix.lower() == ".xml" else _ENGINES
-    return [(engine, precision) for engine, precision in _engine_ways(engines, isa_cap) if precision in own]
+    return read_input(Path(path))
 
 
 def _engine_ways(engines: Sequence[str], isa_cap: str | None) -> list[tuple[str, str]]:
@@ -131,19 +141,22 @@ class _State:
         self.path, self.identity = path, identity
         self.samples: dict[str, list[Sample]] = {}
         self.errors: dict[str, str] = {}
+        self.costs: dict[str, float] = {}
+        """Seconds that each row took in its last round, its start included."""
         self.seconds = 0.0
         """Spent by runs before this one."""
         if path is not None and path.is_file():
             try:
                 content = json.loads(path.read_bytes())
                 if content["identity"] == identity:
-                    self.samples, self.seconds = content["samples"], content["seconds"]  # what failed is tried again
+                    self.samples, self.costs = content["samples"], content["costs"]  # what failed is tried again
+                    self.seconds = content["seconds"]
             except (ValueError, KeyError, TypeError, OSError):
                 pass  # damaged: measured anew
 
     def write(self, seconds: float) -> None:
         if self.path is not None:
-            content = {"identity": self.identity, "samples": self.samples, "seconds": seconds}
+            content = {"identity": self.identity, "samples": self.samples, "costs": self.costs, "seconds": seconds}
             atomic_write(self.path, dump_json(content).encode())
 
 
@@ -156,7 +169,8 @@ def measure_latency(
     removes it once it has stored the report. A row that fails says why, and the others go on. Where the budget is not enough
     for one more round of all rows, the cheaper ones go on.
     """
-    host = describe_host()
+    stamped = stamp()
+    host = stamped["host"]
     state = _State(partial, _identity(host, jobs, options))
     environment = _environment(options, jobs)
     begun = time.perf_counter() - state.seconds
@@ -164,24 +178,20 @@ def measure_latency(
     def spent() -> float:
         return time.perf_counter() - begun
 
-    costs: dict[str, float] = {}
     for turn in range(options.rounds):
         left = [job for job in jobs if len(state.samples.get(job.key, ())) <= turn and job.key not in state.errors]
-        left = _affordable(left, costs, options.budget - spent()) if turn else left
-        if not left:
-            break
+        left = _affordable(left, state.costs, options.budget - spent()) if turn else left
         for index, job in enumerate(left if turn % 2 == 0 else left[::-1]):
             progress(f"round {turn + 1} of {options.rounds}, {index + 1} of {len(left)}: {job.key}")
             started = time.perf_counter()
             _one(job, jobs, state, environment, _slice(options, turn, len(jobs), spent()), options)
-            costs[job.key] = time.perf_counter() - started
+            state.costs[job.key] = time.perf_counter() - started
             state.write(spent())
     peaks, unmeasured = _peaks(jobs, environment, progress) if options.peaks else ([], [])
     rows = [row_of(job, state.samples.get(job.key, []), state.errors.get(job.key), peaks) for job in jobs]
     compare(rows)
     report = {
-        "date": now(),
-        "commit": commit(),
+        **stamped,
         "host": host | {"isa_cap": options.isa_cap or host["isa_cap"]},
         "threads": max(job.threads for job in jobs),
         "seconds": round(spent(), 1),
@@ -198,7 +208,8 @@ def measure_latency(
 
 def _identity(host: Mapping[str, Any], jobs: Sequence[Job], options: Options) -> str:
     """Digest of the machine, the rows, the contents of their files, and the code."""
-    facts = [host, [dataclasses.asdict(job) for job in jobs], options.isa_cap, commit()]
+    facts = [host, [dataclasses.asdict(job) for job in jobs], options.isa_cap]
+    facts.append(code_digest("models", "export", "runtime", "benchmarks"))
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name in sorted({name for job in jobs for name in (job.subject.path, job.subject.checkpoint) if name}):
         path = Path(name)
@@ -235,7 +246,12 @@ def _settings(options: Options) -> list[str]:
         "Bundles run through rdsr.runtime.Upscaler, torch runs the fused network as one module.",
         "A batch runs at once in torch, and in ONNX Runtime for other people's graphs; elsewhere one picture after another.",
         "Above 384×384 LR pixels an Upscaler cuts tiles, and torch does not; operations are counted without halos.",
-        "Cold start: from the start of the process to the first picture; model caches are warm from the second round on.",
+        "Cold start: from before the process is started to the first picture; median of the rounds. The first compiles what "
+        "OpenVINO's later ones find in a cache, for peers as for bundles.",
+        "Float rows turn uint8 into floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.",
+        "Memory comes from the system's allocator as it is set by default, for torch's rows as for all others.",
+        "Of fewer than 10 (100) runs, p90 (p99) is little but the slowest one.",
+        "Spread: largest less smallest median of the rounds, over the middle one.",
     ]
     if options.isa_cap:
         settings.append(
@@ -261,7 +277,10 @@ def _one(
         return
     variables = {**environment, "OMP_NUM_THREADS": str(job.threads)}
     try:
-        arguments = [dataclasses.asdict(job) | {"seconds": seconds}]
+        facts = dataclasses.asdict(job) | {"seconds": seconds}
+        if job.subject.kind == "onnx":
+            facts["input"] = dataclasses.asdict(_input_of(str(job.subject.path)))
+        arguments = [facts | {"begun": time.time()}]
         sample = call_apart(f"{__package__}.latency_worker", "measure", arguments, timeout=_TIMEOUT, environment=variables)
     except ChildProcessError as error:
         sample = {"error": " ".join(str(error).split())}

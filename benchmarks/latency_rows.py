@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ SWEEPS = ("size", "threads", "batch")
 """What may be swept."""
 LEAST_ROUNDS = 3
 LARGEST_SPREAD = 0.1
-"""Of the rounds' medians (interquartile range over median) up to which a row counts as stable."""
+"""Of the rounds' medians (largest less smallest, over the middle one) up to which a row counts as stable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,7 @@ def row_of(
     times = np.concatenate([sample["times_ms"] for sample in samples])
     medians = [statistics.median(sample["times_ms"]) for sample in samples]
     p50 = float(np.median(times))
-    low, high = np.percentile(medians, [25, 75])
-    spread = float((high - low) / np.median(medians))
+    spread = (max(medians) - min(medians)) / statistics.median(medians) if len(medians) > 1 else None
     gflops, params_m = _facts(job)
     throughput = None if gflops is None else gflops / p50 * 1e3
     peak = _peak_of(job, peaks)
@@ -88,8 +88,8 @@ def row_of(
         "p90_ms": round(float(np.percentile(times, 90)), 3),
         "p99_ms": round(float(np.percentile(times, 99)), 3),
         "min_ms": round(float(times.min()), 3),
-        "spread": round(spread, 4),
-        "stable": len(samples) >= LEAST_ROUNDS and spread <= LARGEST_SPREAD and error is None,
+        "spread": None if spread is None else round(spread, 4),
+        "stable": len(samples) >= LEAST_ROUNDS and spread is not None and spread <= LARGEST_SPREAD and error is None,
         "cold_start_ms": round(statistics.median(sample["cold_start_ms"] for sample in samples), 1),
         "peak_rss_mb": round(statistics.median(sample["peak_rss_mb"] for sample in samples), 1),
         "gflops": None if gflops is None else round(gflops, 3),
@@ -158,7 +158,10 @@ def compare(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def fit_exponents(rows: Sequence[Mapping[str, Any]], sweep: str) -> list[dict[str, Any]]:
-    """For every model, backend and precision: p such that time ∝ (pixels, threads or pictures)^p; least squares of logs."""
+    """For every model, backend and precision: p such that time ∝ (pixels, threads or pictures)^p; least squares of logs.
+
+    "steepest": the largest between two neighbours: a step does not hide in the mean.
+    """
     series: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for row in rows:
         points = series.setdefault((row["model"], row["backend"], row["precision"]), [])
@@ -170,12 +173,16 @@ def fit_exponents(rows: Sequence[Mapping[str, Any]], sweep: str) -> list[dict[st
     for (model, backend, precision), points in series.items():
         distinct = len({x for x, _ in points}) >= 2
         exponent = float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0]) if distinct else None
+        inorder = sorted(points)
+        local = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in itertools.pairwise(inorder) if x2 > x1]
+        steepest = max(local, default=None)
         fits.append(
             {
                 "model": model,
                 "backend": backend,
                 "precision": precision,
                 "exponent": None if exponent is None else round(exponent, 4),
+                "steepest": None if steepest is None else round(steepest, 4),
                 "points": len(points),
             }
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from .process import peak_mb
@@ -23,6 +22,10 @@ _LONG_WARM_UP = 0.5
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Start, call once, and call again for `job["seconds"]`; see `latency_rows.Job` for the rest.
+
+    `job["input"]`: of an ONNX file, what `onnx_model.read_input` says, which is nothing that its users would wait for.
+    `job["begun"]`: `time.time()` before this process was started. What the system says of a process's start is a second off:
+    Linux rounds the time of its own start, to which that is relative.
 
     Whatever goes wrong is the one key "error": the last line of a traceback is often not what went wrong.
     """
@@ -40,7 +43,7 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     call(pictures)
     first = time.perf_counter() - started
-    cold = time.time() - psutil.Process().create_time()
+    cold = time.time() - job["begun"]
     times = time_calls(lambda: call(pictures), seconds=job["seconds"], warm_up=0 if first > _LONG_WARM_UP else 2)
     return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb()}
 
@@ -102,10 +105,14 @@ def _torch(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
 
 
 def _onnx(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    from .onnx_model import OnnxModel
+    from .onnx_model import OnnxModel, PictureInput
 
     return OnnxModel(
-        Path(job["subject"]["path"]), backend=job["backend"], precision=job["precision"], threads=job["threads"]
+        Path(job["subject"]["path"]),
+        backend=job["backend"],
+        precision=job["precision"],
+        threads=job["threads"],
+        taken=PictureInput.of(job["input"]),
     )
 
 

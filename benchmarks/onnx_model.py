@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.engines import Backend, Precision, load_session
-from ..runtime.metrics import psnr_rgb
 from .errors import BenchmarkError
 
 __all__ = ["OnnxModel", "PictureInput", "read_input"]
@@ -31,6 +31,13 @@ class PictureInput:
     """Pictures at once, where the graph takes no other number."""
     quantized: bool
     """Whether the graph has quantize nodes of its own."""
+    whole: bool
+    """Whether the file holds all weights itself, and no file beside it does."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> PictureInput:
+        """From its fields as JSON gives them."""
+        return cls(**{**facts, "fixed": tuple(facts["fixed"])})
 
     def refuse(self, height: int, width: int, path: Path | str) -> None:
         """Raise `BenchmarkError` where the graph does not take pictures of this size."""
@@ -49,16 +56,17 @@ class PictureInput:
 def read_input(path: Path) -> PictureInput:
     """Read an ONNX graph's, or an OpenVINO IR's, one input. Raises `BenchmarkError` for one that takes no pictures."""
     try:
-        found, quantized = _inputs_by_onnxruntime(path) if path.suffix.lower() == ".onnx" else _inputs_by_openvino(path)
+        reader = _inputs_by_onnxruntime if path.suffix.lower() == ".onnx" else _inputs_by_openvino
+        found, quantized, whole = reader(path)
     except Exception as error:  # engines raise many kinds for a file that is no graph
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise BenchmarkError(f"{path} cannot be benchmarked: {reason}") from error
     if len(found) == 1 and len(found[0][2]) == 4:
         name, kind, shape = found[0]
         if kind == "u8" and shape[3] == 3:
-            return PictureInput(name, "nhwc", (shape[1], shape[2]), shape[0], quantized)
+            return PictureInput(name, "nhwc", (shape[1], shape[2]), shape[0], quantized, whole)
         if kind == "f32" and shape[1] == 3:
-            return PictureInput(name, "nchw", (shape[2], shape[3]), shape[0], quantized)
+            return PictureInput(name, "nchw", (shape[2], shape[3]), shape[0], quantized, whole)
     shown = "; ".join(f"{name}: {kind} {['?' if n is None else n for n in shape]}" for name, kind, shape in found)
     raise BenchmarkError(f"{path} needs one input of N×H×W×3 uint8 or N×3×H×W float32, has {shown or 'none'}")
 
@@ -67,8 +75,8 @@ Inputs = list[tuple[str, str, list[int | None]]]
 """Name, "u8" or "f32" or another type, and shape, None for a free axis."""
 
 
-def _inputs_by_openvino(path: Path) -> tuple[Inputs, bool]:
-    """Inputs of an IR, and whether it quantizes."""
+def _inputs_by_openvino(path: Path) -> tuple[Inputs, bool, bool]:
+    """Inputs of an IR, whether it quantizes, and that its weights are in another file."""
     from ..runtime.engines.openvino_engine import shared_core
 
     model = shared_core().read_model(path)
@@ -77,11 +85,14 @@ def _inputs_by_openvino(path: Path) -> tuple[Inputs, bool]:
         axes = port.partial_shape if port.partial_shape.rank.is_static else []
         shape = [None if axis.is_dynamic else axis.get_length() for axis in axes]
         found.append((port.get_any_name(), port.get_element_type().get_type_name(), shape))
-    return found, any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return found, any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()), False
 
 
-def _inputs_by_onnxruntime(path: Path) -> tuple[Inputs, bool]:
-    """Inputs of an ONNX graph, and whether it quantizes. What OpenVINO cannot read is refused in its own rows alone."""
+def _inputs_by_onnxruntime(path: Path) -> tuple[Inputs, bool, bool]:
+    """Inputs of an ONNX graph, whether it quantizes, and whether it holds its weights itself.
+
+    What OpenVINO cannot read is refused in its own rows alone.
+    """
     import onnx
     import onnxruntime as ort
 
@@ -95,7 +106,8 @@ def _inputs_by_onnxruntime(path: Path) -> tuple[Inputs, bool]:
         for port in session.get_inputs()
     ]
     graph = onnx.load(path, load_external_data=False).graph
-    return found, any(node.op_type == "QuantizeLinear" for node in graph.node)
+    outside = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
+    return found, any(node.op_type == "QuantizeLinear" for node in graph.node), not outside
 
 
 class OnnxModel:
@@ -103,14 +115,20 @@ class OnnxModel:
 
     input: PictureInput
 
-    def __init__(self, path: Path, *, backend: Backend, precision: Precision, threads: int) -> None:
-        """Raises `BenchmarkError` for a graph that takes no pictures, `EngineError` where the engine refuses it."""
+    def __init__(
+        self, path: Path, *, backend: Backend, precision: Precision, threads: int, taken: PictureInput | None = None
+    ) -> None:
+        """`taken`: what `read_input` says, if that is known; reading takes time and memory.
+
+        Raises `BenchmarkError` for a graph that takes no pictures, `EngineError` where the engine refuses it.
+        """
         self.path = path
-        self.input = read_input(path)
+        self.input = taken or read_input(path)
         # OpenVINO's sessions have a batch of one, which is what lets it fuse the most (`runtime/engines`).
         self._at_once = self.input.batch or (1 if backend == "openvino" else None)
-        # By path, not from memory: a user's own graph may have its weights in a file beside it.
-        self._session = load_session(path, backend=backend, precision=precision, threads=threads)
+        # With weights beside it by path: an engine looks for them there, and nothing compiled from it is kept.
+        graph = path.read_bytes() if self.input.whole else path
+        self._session = load_session(graph, backend=backend, precision=precision, threads=threads, cached=True)
         self.full_scale = 1.0
         """What white is in the graph's floats: 1, or 255 where `find_range` found so."""
 
@@ -151,6 +169,10 @@ class OnnxModel:
 
         Raises `BenchmarkError` where neither looks like it.
         """
+        import cv2  # neither with the module: what is timed has no use for them
+
+        from ..runtime.metrics import psnr_rgb
+
         if self.input.layout == "nhwc":
             return
         likeness = {}

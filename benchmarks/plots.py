@@ -146,7 +146,8 @@ def _bars(axes: Axes, facts: Facts, rows: Sequence[Row], values: Sequence[float]
     for place, (row, value, text) in enumerate(zip(rows, values, texts, strict=True)):
         color, hatch, _, _ = precision_style(row.precision)
         axes.barh(place, value, 0.72, color=color, hatch=hatch, edgecolor="0.2", linewidth=0.6)
-        axes.annotate(text, (value, place), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # lines of the panel do not cross the text
+        axes.annotate(text, (value, place), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8, bbox=box)
     axes.set_yticks(range(len(rows)), [plain(f"{facts.name(row)} · {row.backend} · {row.precision}") for row in rows])
     axes.tick_params(axis="y", length=0, labelsize=8)
     # A panel that shares its labels with the one to the left has none of its own.

@@ -60,6 +60,8 @@ def readme_block(folder: Path) -> str:
     commit = f", commit {results.commit}" if results.commit else ""
     line = f"Measured {results.date[:10]} on {machine}, {facts.size_text}{commit}; "
     line += "the fastest engine of each model and precision."
+    if results.quality_of and "psnr" in columns:
+        line += f" PSNR was measured {results.quality_of}."
     line = " ".join([line, *eager_lines(facts)])
     notes = (
         ["“published” is what a model's paper gives, or what others measured with its released weights."]

@@ -44,7 +44,7 @@ class Row:
     p99_ms: float | None = None
     min_ms: float | None = None
     spread: float | None = None
-    """Interquartile range over the median of the rounds."""
+    """Largest less smallest median of the rounds, over the middle one."""
     stable: bool = True
     cold_start_ms: float | None = None
     peak_rss_mb: float | None = None
@@ -79,6 +79,8 @@ class Fit:
 
     of: Way
     exponent: float | None
+    steepest: float | None = None
+    """The largest between two neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,8 @@ class Results:
     sweeps: Mapping[str, Sweep]
     """size, threads, batch → the sweep, for those that were made."""
     quality: tuple[Quality, ...]
+    quality_of: str | None
+    """When and with which code quality was measured, where that is not `date` and `commit`."""
     peers: tuple[Peer, ...]
     crops: bool
     """Whether the folder has a PNG of crops."""
@@ -174,9 +178,10 @@ def read_results(folder: Path) -> Results:
     latency = load(folder / "latency.json")
     quality, peers = (load(path) if path.exists() else None for path in (folder / "quality.json", folder / "peers.json"))
     baseline = latency.maybe_node("baseline")
+    date, commit = latency.text("date"), latency.maybe_text("commit")
     return Results(
-        date=latency.text("date"),
-        commit=latency.maybe_text("commit"),
+        date=date,
+        commit=commit,
         host=_host(latency.maybe_node("host") or Node(latency.file, "host", {})),
         threads=latency.whole("threads"),
         settings=tuple(latency.texts("settings")),
@@ -185,9 +190,18 @@ def read_results(folder: Path) -> Results:
         rows=tuple(_row(node) for node in latency.nodes("rows")),
         sweeps={name: _sweep(load(path)) for name in SWEEPS if (path := folder / f"sweep-{name}.json").exists()},
         quality=tuple(_quality(node) for node in _quality_nodes(quality)) if quality else (),
+        quality_of=_measured_otherwise(quality, commit) if quality else None,
         peers=tuple(_peer(node) for node in peers.nodes("peers")) if peers else (),
         crops=(folder / CROPS).is_file(),
     )
+
+
+def _measured_otherwise(node: Node, commit: str | None) -> str | None:
+    """ "2026-11-25, commit 0123456" of a file that another commit's code measured."""
+    date, other = node.maybe_text("date"), node.maybe_text("commit")
+    if date is None or other == commit:
+        return None
+    return date[:10] + (f", commit {other}" if other else "")
 
 
 def _way(node: Node) -> Way:
@@ -228,7 +242,10 @@ def _row(node: Node) -> Row:
 def _sweep(node: Node) -> Sweep:
     return Sweep(
         rows=tuple(_row(entry) for entry in node.nodes("rows")),
-        fits=tuple(Fit(_way(entry), entry.maybe_number("exponent")) for entry in node.nodes("fits", optional=True)),
+        fits=tuple(
+            Fit(_way(entry), entry.maybe_number("exponent"), entry.maybe_number("steepest"))
+            for entry in node.nodes("fits", optional=True)
+        ),
         date=node.maybe_text("date"),
         commit=node.maybe_text("commit"),
     )

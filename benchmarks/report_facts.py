@@ -262,7 +262,8 @@ def _against(facts: Facts, row: Row) -> str:
 
 
 def _warnings(facts: Facts) -> list[str]:
-    measured = (*facts.rows, *facts.others)
+    swept = [row for sweep in facts.results.sweeps.values() for row in sweep.rows if row.error is None]
+    measured = (*facts.rows, *facts.others, *swept)
     counts = (
         (sum(not row.stable for row in measured), "unstable, marked †"),
         (sum(row.weights == "random" for row in measured), "with random weights, marked *"),

@@ -182,6 +182,8 @@ def _quality(facts: Facts, pictures: _Pictures) -> list[Block]:
             dataclasses.asdict(row) | {"model": facts.marked(row.model), "scale": f"×{row.scale}"} for row in results.quality
         ]
         random = any(facts.is_random(row.model) for row in results.quality)
+        if results.quality_of:
+            blocks.append(Text(f"Quality was measured {results.quality_of}."))
         blocks.append(Table(_QUALITY_COLUMNS, rows, [f"* {NOTES['*']}"] if random else []))
     if results.peers:
         datasets = dict.fromkeys(name for peer in results.peers for name in peer.psnr_y)
@@ -212,12 +214,16 @@ def _sweep(facts: Facts, name: str, sweep: Sweep, pictures: _Pictures) -> list[B
     )
     blocks.append(rows_table(facts, {**KIND, **_SETTING, **_TIMES}, measured))
     fits = [
-        {**dataclasses.asdict(fit.of), "model": facts.line_name(fit.of, sweep.rows), "exponent": fit.exponent}
+        {**dataclasses.asdict(fit.of), "model": facts.line_name(fit.of, sweep.rows)}
+        | {"exponent": fit.exponent, "steepest": fit.steepest}
         for fit in sweep.fits
         if fit.exponent is not None and fit.of.model in facts.names
     ]
     if fits:
-        blocks.append(Table({**_SUBJECT, "exponent": (f"exponent: time ∝ {what}^…", ".3f")}, fits, facts.notes(measured)))
+        columns: Columns = {**_SUBJECT, "exponent": (f"exponent: time ∝ {what}^…", ".3f")}
+        if any(fit["steepest"] is not None for fit in fits):
+            columns = {**columns, "steepest": ("steepest between neighbours", ".3f")}
+        blocks.append(Table(columns, fits, facts.notes(measured)))
     return blocks
 
 

@@ -107,7 +107,7 @@ LATENCY_COLUMNS: Columns = {
     "speedup_vs_baseline": ("× DiffIR torch eager", ".1f"),
     "error": ("error", ""),
 }
-SWEEP_COLUMNS: Columns = {**LATENCY_COLUMNS, "exponent": ("exponent", ".2f")}
+SWEEP_COLUMNS: Columns = {**LATENCY_COLUMNS, "exponent": ("exponent", ".2f"), "steepest": ("steepest", ".2f")}
 PRIOR_COLUMNS: Columns = {
     "prior": ("latent prior", ""),
     "psnr_y": ("PSNR-Y", ".3f"),

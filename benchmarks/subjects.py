@@ -16,6 +16,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.cache import cache_folder
 from ..runtime.errors import BundleError, EngineError
 from .errors import BenchmarkError
+from .host import code_digest
 from .peers import PEERS, export_peer
 
 __all__ = ["BICUBIC", "DIFFIR", "Subject", "checkpoint_of", "find_subject", "kept_folder", "network_of", "random_checkpoint"]
@@ -27,7 +28,6 @@ DIFFIR = "diffir"
 _DIGITS = 16
 _KEPT = "bench"
 """Folder in the user's cache for what was exported to be measured."""
-_SOURCES = ("models", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +144,8 @@ def kept_folder() -> Path:
 @functools.cache
 def _sources() -> str:
     """Digest of what makes graphs: an export of other code is another export."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for folder in _SOURCES:
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    digest.update((root / "benchmarks" / "_peer_networks.py").read_bytes())
+    digest = hashlib.sha256(code_digest("models", "export").encode())
+    digest.update((Path(__file__).parent / "_peer_networks.py").read_bytes())
     for tool in ("torch", "onnx", "onnxsim", "openvino", "onnxruntime"):
         digest.update(importlib.metadata.version(tool).encode())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rdsr.benchmarks import latency_worker
 from rdsr.benchmarks.latency import Options, measure_latency
-from rdsr.benchmarks.latency_rows import Job
+from rdsr.benchmarks.latency_rows import Job, row_of
 from rdsr.cli import app
 from rdsr.tests.benchmarks.synthetic import sleepers, synthetic
 
@@ -35,6 +35,8 @@ class Machine:
 
     def perf_counter(self) -> float:
         return self.now
+
+    time = perf_counter
 
     def call_apart(self, module: str, function: str, arguments: Sequence[Any], **options: object) -> Mapping[str, Any]:
         if function == "measure_peak":
@@ -145,12 +147,44 @@ def test_points_of_a_sweep_that_would_take_too_long_are_not_run(machine: Machine
     report = measure_latency([small, large], Options(budget=60, rounds=1, sweep="size", peaks=False))
     assert report["rows"][0]["p50_ms"] == 300
     assert "it would take some 3000 s a call, more than a quarter of the budget" in report["rows"][1]["error"]
-    assert report["fits"] == [
-        {"model": "sleep-300", "backend": "torch-eager", "precision": "fp32", "exponent": None, "points": 1}
-    ]
+    (fit,) = report["fits"]
+    assert (fit["model"], fit["exponent"], fit["steepest"], fit["points"]) == ("sleep-300", None, None, 1)
 
 
 def test_ratios_are_to_diffir_in_torch_eager_at_the_same_size(machine: Machine) -> None:
     rows = measure([synthetic("diffir", "sleeper"), *sleepers(10)], budget=10.0, rounds=1)
     assert rows["sleep-10"]["speedup_vs_baseline"] == pytest.approx(5)
     assert rows["diffir"]["speedup_vs_baseline"] == 1
+
+
+def test_a_run_that_goes_on_knows_what_rows_cost(machine: Machine, tmp_path: Path) -> None:
+    """Nothing is known of a row's price after a restart otherwise, and the budget is overrun by a whole round."""
+    partial = tmp_path / "partial.json"
+    jobs, options = sleepers(1, 4000), Options(budget=25.0, rounds=3, peaks=False)
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(jobs, options, partial=partial, progress=cut_off_in_round_two)
+    rounds = [row["rounds"] for row in measure_latency(jobs, options, partial=partial)["rows"]]
+    assert rounds == [3, 1], "thirteen seconds are more than what is left"
+
+
+def cut_off_in_round_two(step: str) -> None:
+    if step.startswith("round 2"):
+        raise KeyboardInterrupt
+
+
+def test_other_code_is_another_run(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = tmp_path / "partial.json"
+    for digest, ran in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr("rdsr.benchmarks.latency.code_digest", lambda *folders, digest=digest: digest)
+        measure_latency(sleepers(1), Options(budget=1.0, rounds=1, peaks=False), partial=partial)
+        assert len(machine.order) == ran
+
+
+def test_the_spread_is_that_of_the_furthest_rounds() -> None:
+    def row(*medians: float) -> dict[str, Any]:
+        samples = [{"times_ms": [each], "cold_start_ms": 1.0, "peak_rss_mb": 1.0} for each in medians]
+        return row_of(sleepers(1)[0], samples, None, [])
+
+    assert (row(60, 100, 100, 100, 200)["spread"], row(60, 100, 100, 100, 200)["stable"]) == (1.4, False)
+    assert (row(100, 104, 108)["spread"], row(100, 104, 108)["stable"]) == (pytest.approx(8 / 104, abs=1e-4), True)
+    assert (row(100)["spread"], row(100)["stable"]) == (None, False)
