@@ -13,33 +13,45 @@ from numpy.typing import NDArray
 from .errors import PictureError
 from .tiles import Tile, cells
 
-__all__ = ["check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
+__all__ = ["OVERSHOOT", "check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
 
 Picture = NDArray[Any]
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 _ALPHA_CELL = (64, 1024)
 _BICUBIC_REACH = 2
 _CHECKED_ROWS = 64
+OVERSHOOT = 0.5
+"""Beyond [0, 1], what resizing and filters leave; networks make sense of it. What lies further out is of another range."""
 
 
 def check_picture(picture: Any) -> Picture:
     """The picture as an array, if it is one that can be upscaled; `PictureError` says what it should have been.
 
-    H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1].
+    H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1], overshoots of
+    up to `OVERSHOOT` included.
     """
-    if not isinstance(picture, np.ndarray):
+    if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
         raise PictureError(f"a NumPy array of height × width × channels is needed, not {type(picture).__name__}")
+    picture = np.asarray(picture)  # subclasses index in ways of their own
     if picture.dtype not in _FULL_SCALE:
         raise PictureError(f"a picture of uint8, uint16 or float32 is needed, not {picture.dtype}")
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
         raise PictureError(f"a picture of shape H×W, H×W×1, H×W×3 or H×W×4 is needed, not {picture.shape}")
     if 0 in picture.shape:
         raise PictureError(f"the picture is empty (shape {picture.shape})")
-    if picture.dtype == np.float32 and not all(
-        bool(np.isfinite(picture[row : row + _CHECKED_ROWS]).all()) for row in range(0, len(picture), _CHECKED_ROWS)
-    ):
-        raise PictureError("the picture holds NaN or infinity")
+    if picture.dtype == np.float32:
+        _check_values(picture)
     return picture
+
+
+def _check_values(picture: Picture) -> None:
+    """In parts, so that no other picture of this size is needed."""
+    parts = [picture[row : row + _CHECKED_ROWS] for row in range(0, len(picture), _CHECKED_ROWS)]
+    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN is the least and the largest of whatever holds it
+        raise PictureError("the picture holds NaN or infinity")
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise PictureError(f"float32 pictures have values from 0 to 1, and this one has {low:g} to {high:g}")
 
 
 def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:

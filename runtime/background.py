@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from .cancel import Cancel
 from .errors import CancelledError, EngineError
+from .processes import in_forked_children
 from .turns import process_turns
 
 __all__ = ["EngineThread", "submit"]
 
 Result = TypeVar("Result")
+_ALIVE: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 _POLL_SECONDS = 0.05
 """How often a waiting call looks whether it was cancelled."""
 
@@ -65,12 +68,19 @@ class _Call(Generic[Result]):
 
 
 def submit(executor: Executor, work: Callable[[], Result], cancel: Cancel) -> Future[Result]:
-    """Call in a worker. Where `cancel` is set before a worker has begun, the future raises `CancelledError` at once."""
+    """Call in a worker. Where `cancel` is set before a worker has begun, the future raises `CancelledError` at once.
+
+    Raises `EngineError` where there can be no worker.
+    """
     future: Future[Result] = Future()
     call = _Call(work, future)
     future.add_done_callback(lambda _: cancel.unwatch(call.drop))
     cancel.watch(call.drop)
-    executor.submit(call.run)
+    try:
+        executor.submit(call.run)
+    except RuntimeError as error:  # no more threads, or the process ends
+        call.drop()
+        raise EngineError(f"no call can be started in the background: {error}") from error
     return future
 
 
@@ -87,7 +97,9 @@ class EngineThread:
         self._threads = threads
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._starting = threading.Lock()
+        self._stopped = False
         self._thread: threading.Thread | None = None
+        _ALIVE.add(self)
         weakref.finalize(self, self._queue.put, None).atexit = False
 
     def run(self, work: Callable[[], Result], cancel: Cancel | None) -> Result:
@@ -113,8 +125,18 @@ class EngineThread:
         finally:
             del future, call  # this frame is part of the error's traceback, which the future holds
 
+    def stop(self) -> None:
+        """End the thread after the work that it is at; from now on `run` raises `EngineError`."""
+        with self._starting:
+            self._stopped = True
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
     def _start(self) -> None:
         with self._starting:
+            if self._stopped:
+                raise EngineError("no engine can be called while the process ends")
             if self._thread is None:
                 thread = threading.Thread(target=_serve, args=(self._queue, self._threads), name="rdsr-engine", daemon=True)
                 try:
@@ -130,3 +152,16 @@ def _serve(queue: SimpleQueue[_Call[Any] | None], threads: int) -> None:
             with process_turns().hold(threads):
                 call.run()
         del call
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Before the interpreter is taken down: a thread of an engine that finds it gone aborts the process."""
+    for thread in list(_ALIVE):
+        thread.stop()
+
+
+@in_forked_children
+def _forget_the_parent() -> None:
+    """The parent's threads are not here, and to wait for their locks might be for ever."""
+    _ALIVE.clear()

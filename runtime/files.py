@@ -52,15 +52,15 @@ def atomic_write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex[:12]
-        candidate = path.parent / f".{path.name[:80]}.{name}.tmp"
+        candidate = path.parent / f".{name}.tmp"  # not with the target's name, which may be as long as names can be
         handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the kernel applies the umask
         temporary = candidate
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.replace(temporary, path)
         temporary = None
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ def parse_limit(limit: int | str | None) -> int | None:
     if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
         return limit
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", limit) if isinstance(limit, str) else None
-    if match is None or match[2].lower() not in _UNITS or not float(match[1]):
+    if match is None or match[2].lower() not in _UNITS or not 0 < float(match[1]) < 1e18:
         raise OptionError(f'memory_limit must be bytes or a text like "256MiB", not {limit!r}')
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
@@ -47,11 +48,11 @@ class Needs:
 
     def pixels(self, limit: int) -> int:
         """LR pixels of a tile that fit."""
-        return max(0, int((limit - self.fixed) / self.per_pixel))
+        return max(0, int((limit - self.fixed) / self.per_pixel + 1e-6))
 
     def peak(self, pixels: int) -> int:
         """Of a tile of so many LR pixels."""
-        return int(self.fixed + self.per_pixel * pixels)
+        return math.ceil(self.fixed + self.per_pixel * pixels)  # as a limit it allows as many
 
 
 def needs_of(manifest: Manifest, backend: Backend, precision: Precision) -> Needs:

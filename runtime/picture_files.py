@@ -40,8 +40,8 @@ def read_picture(path: Path) -> PictureFile:
     """Decode a picture file, EXIF orientation applied, palettes expanded. Raises `PictureError` naming the file."""
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise PictureError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise PictureError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not content:
         raise PictureError(f"{path} is empty")
     try:
@@ -158,7 +158,11 @@ def check_output(path: Path) -> None:
     """Raise `OutputError` where a picture cannot be written under this name; done before any work."""
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise OutputError(f"cannot write {path}: the suffix must be one of {', '.join(sorted(PICTURE_SUFFIXES))}")
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    if folder:
         raise OutputError(f"cannot write {path}: it is a folder")
 
 

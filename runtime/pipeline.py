@@ -79,6 +79,11 @@ class Pipeline:
             for role, kind in precisions.items()
         )
 
+    def unload(self) -> None:
+        """Let go of the engine's memory now, whoever still holds the pipeline. It must not be called again."""
+        for session in (self._encoder, self._reverse, self._decoder):
+            session.close()
+
     def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
         """Do it alone with the engine, its memory and its threads, see `EngineThread.run`."""
         return self._thread.run(work, cancel)
@@ -137,20 +142,20 @@ class Pipeline:
         if out is None:
             out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
         result = out
-        tiles = list(plan.of(height, width))
 
         def decode(tile: Tile, z: Float) -> None:
             if cancel is not None:
                 cancel.check()
             self._tile(colour, tile, z, plan, result)
 
-        if len(tiles) == 1:
-            self.prior(colour, cancel, then=lambda z: decode(tiles[0], z))
+        if plan.tiles == 1:
+            (tile,) = plan.of(height, width)
+            self.prior(colour, cancel, then=lambda z: decode(tile, z))
             if progress is not None:
                 progress(1, 1)
             return out
         z = self.prior(colour, cancel)
-        for done, tile in enumerate(tiles):
+        for done, tile in enumerate(plan.of(height, width)):  # a list of all of them would be memory that nobody planned
             self.in_turn(cancel, partial(decode, tile, z))
             if progress is not None:
                 progress(done + 1, plan.tiles)

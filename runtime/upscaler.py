@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from . import cpu
 from .arrays import check_picture, split_alpha, upscale_alpha
-from .background import EngineThread, submit
+from .background import submit
 from .bundle import Bundle
 from .cancel import Cancel
 from .choice import choose
-from .engines import Backend, Precision, refuse_after_fork
+from .engines import Backend
 from .errors import BundleError, EngineError, OptionError, OutputError, PictureError
+from .loaded import Choice, Pipelines
 from .memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture
-from .pipeline import Pipeline, Progress
+from .pipeline import Progress
 from .processes import in_forked_children
 from .results import Effective, FileResult, Result
-from .tiles import Plan, TileCost
-from .turns import Shifts
+from .tiles import Plan
 
 __all__ = ["Upscaler"]
 
@@ -48,12 +48,15 @@ class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
     Same seed, picture, bundle and machine → the same bytes, whatever the memory limit, the threads and the other callers.
+    Where `precision="auto"` has to time int8 against float32 first, processes share what was measured through the cache
+    folder; without one they may come to differ, so name the precision where that matters.
     Networks that attend over the whole picture (tile rule "overlap" in the manifest; DiffIR is one) are an exception: tiles
     of a picture that does not fit only approximate it, so the bytes depend on its `plan`, which follows from size, dtype and
     memory limit alone. `Plan.exact` tells, and so does a warning with the first such picture.
     The engine starts with the first call: an instance that is loaded before a fork (gunicorn's preloading, say) and first
     called after it works in every child. Engines do not survive a fork: where any has been used in the process before, by
-    whatever instance, calls in the child refuse (`EngineError`).
+    whatever instance, calls in the child refuse (`EngineError`), and the child has to end by `os._exit` (as those of
+    `multiprocessing` do) or by exec: its engines' destructors would wait for ever for threads that it does not have.
     `close`, or the end of a `with` statement, stops what runs in the background. Without it a process that ends waits for
     all that was submitted, as `concurrent.futures` does.
     """
@@ -105,7 +108,7 @@ class Upscaler:
         if self.memory_limit is not None:
             plan_picture(self.bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
 
-    def _kept_beside(self) -> dict[tuple[Backend, Precision], tuple[Backend, Precision]] | None:
+    def _kept_beside(self) -> dict[Choice, Choice] | None:
         """Choice → the other, which may stay loaded beside it; empty where there is no other; None: the limit forbids."""
         try:
             one, other = self._choice(np.uint8), self._choice(np.uint16)
@@ -120,21 +123,19 @@ class Upscaler:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._loading: dict[tuple[Backend, Precision], threading.Lock] = {}
         self._closing = Cancel()
-        self._thread = EngineThread(self.effective.threads)
-        self._pipelines: dict[tuple[Backend, Precision], Pipeline] = {}
-        self._shifts = Shifts()
-        self._tile_costs: dict[tuple[Backend, Precision], TileCost] = {}
+        self._pipelines = Pipelines(
+            self.bundle, threads=self.effective.threads, seed=self._seed, together=self._others is not None
+        )
         self._executors: dict[bool, ThreadPoolExecutor] = {}
 
     def _after_fork(self) -> None:
         """In a forked child: new locks, new workers. Engines that the parent has used stay, and refuse when they are called:
         to let go of them would wait for threads that are not there.
         """
-        pipelines = self._pipelines
+        loaded = self._pipelines.loaded
         self._reset()
-        self._pipelines = pipelines
+        self._pipelines.loaded = loaded
 
     @classmethod
     def load(
@@ -157,7 +158,7 @@ class Upscaler:
             Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
         )
 
-    def _needs(self, choice: tuple[Backend, Precision], *, alpha: bool = False) -> Needs:
+    def _needs(self, choice: Choice, *, alpha: bool = False) -> Needs:
         needs = needs_of(self.bundle.manifest, *choice)
         fixed = needs.fixed + ALPHA * alpha
         other = (self._others or {}).get(choice)
@@ -165,10 +166,7 @@ class Upscaler:
             fixed += needs_of(self.bundle.manifest, *other).fixed  # both stay
         return dataclasses.replace(needs, fixed=fixed)
 
-    def _tile_cost(self, choice: tuple[Backend, Precision]) -> TileCost:
-        return self._tile_costs.setdefault(choice, TileCost())
-
-    def _choice(self, dtype: Any) -> tuple[Backend, Precision]:
+    def _choice(self, dtype: Any) -> Choice:
         """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
         if dtype == np.uint8 or self.effective.precision == "fp32":
             return self.effective.backend, self.effective.precision  # type: ignore[return-value]
@@ -176,53 +174,19 @@ class Upscaler:
             self._float_backend = choose(self.bundle, self._asked_backend, "fp32")[0]
         return self._float_backend, "fp32"
 
-    @contextlib.contextmanager
-    def _pipeline(self, choice: tuple[Backend, Precision], cancel: Cancel | None) -> Iterator[Pipeline]:
-        """The pipeline, loaded; under a memory limit that does not hold both, the other is not meanwhile."""
-        refuse_after_fork()  # before any is let go of, which would wait for threads that are not there
-        if self._closed:
-            raise EngineError("this Upscaler was closed")
-        if self._others is not None:
-            yield self._pipeline_of(*choice)
-        else:
-            with self._shifts.hold(choice, self._pipelines.clear, cancel):
-                yield self._pipeline_of(*choice)
-
-    def _pipeline_of(self, backend: Backend, precision: Precision) -> Pipeline:
-        """Loaded when first needed; callers of one that is loaded do not wait for another to be."""
-        choice = backend, precision
-        if (found := self._pipelines.get(choice)) is not None:
-            return found
-        with self._lock:
-            loading = self._loading.setdefault(choice, threading.Lock())
-        with loading:
-            if (found := self._pipelines.get(choice)) is None:
-                found = self._pipelines[choice] = Pipeline(
-                    self.bundle,
-                    backend=backend,
-                    precision=precision,
-                    threads=self.effective.threads,
-                    seed=self._seed,
-                    tile_cost=self._tile_cost(choice),
-                    cached=True,
-                    thread=self._thread,
-                )
-            if self._closed:  # meanwhile
-                self._pipelines.pop(choice, None)
-            return found
-
     def plan(self, height: int, width: int, dtype: Any = np.uint8, *, alpha: bool = False) -> Plan:
         """Tiles and peak memory of a call with a picture of height × width pixels of this dtype, with or without alpha.
 
         How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does. Where
         tiles are approximations (`Plan.exact` is false), they stay as they are.
-        Raises `MemoryLimitError`, which names the least limit that would do.
+        Raises `OptionError` for what no picture has, `MemoryLimitError`, which names the least limit that would do, and
+        `BundleError` where the bundle has nothing proven for this dtype.
         """
         for name, side in (("height", height), ("width", width)):
             if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
                 raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
-        choice = self._choice(np.dtype(dtype))
-        cost = self._tile_cost(choice).pixels
+        choice = self._choice(_known_dtype(dtype))
+        cost = self._pipelines.tile_cost(choice).pixels
         return plan_picture(
             self.bundle.manifest,
             self._needs(choice, alpha=alpha),
@@ -245,11 +209,12 @@ class Upscaler:
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         target, target_alpha = split_alpha(upscaled)
         backend, precision = self._choice(picture.dtype)
-        with self._pipeline((backend, precision), cancel) as pipeline:
+        if self._closed:
+            raise EngineError("this Upscaler was closed")
+        with self._pipelines.hold((backend, precision), cancel) as pipeline:
             if alpha is not None and target_alpha is not None:
                 upscale_alpha(alpha, scale, target_alpha, partial(pipeline.in_turn, cancel))
             pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
-            del pipeline  # nothing holds on to it when another is to be loaded in its place
         return Result(upscaled, backend, precision, (time.perf_counter() - started) * 1e3)
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
@@ -270,11 +235,12 @@ class Upscaler:
     ) -> NDArray[Any]:
         """One picture in, one `scale` times larger of the same kind out.
 
-        H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1]; any size from 1×1. `cancel`: a
-        token that stops the call within one tile; `progress`: told (tiles done, tiles in all).
-        Raises `PictureError` for anything else, `MemoryLimitError` where the picture does not fit the limit,
-        `CancelledError`, `BundleError` for a uint16 or float32 picture where the bundle has no proven float32 variant, and
-        `EngineError` where the engine fails; the instance stays usable.
+        H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1] (overshoots of up to 0.5 are taken
+        as they are); any size from 1×1. `cancel`: a token that stops the call within one tile; `progress`: told (tiles done,
+        tiles in all) in the thread of the call; what it raises ends the call and comes out as it is.
+        Raises `PictureError` for anything else, `MemoryLimitError` where the picture does not fit the limit, `MemoryError`
+        where the result itself does not fit this machine, `CancelledError`, `BundleError` for a uint16 or float32 picture
+        where the bundle has no proven float32 variant, and `EngineError` where the engine fails; the instance stays usable.
         """
         return self.run(picture, cancel=cancel, progress=progress).picture
 
@@ -284,7 +250,9 @@ class Upscaler:
         """Upscale in the background; the future gives what `__call__` would have, or raises it.
 
         The array must stay as it is until then. Cancelling the future itself takes effect only before it starts; the token
-        works at any time. Pictures of one tile do not wait for larger ones that were submitted before.
+        works at any time. Pictures of one tile do not wait for larger ones that were submitted before. `progress` is told in
+        a worker's thread, of which there are two for either kind: it should not wait for another background call.
+        Raises `EngineError` where the instance was closed or the process ends.
         """
         try:
             height, width = picture.shape[:2]
@@ -331,30 +299,30 @@ class Upscaler:
     async def aio(
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
     ) -> NDArray[Any]:
-        """`__call__` for asyncio: the loop goes on meanwhile. Cancelling the task stops the call within one tile."""
+        """`__call__` for asyncio: the loop goes on meanwhile. Cancelling the task, or closing the loop, stops the call
+        within one tile. `progress` is told in a worker's thread, not the loop's."""
         import asyncio
 
         own = Cancel(cancel)
         try:
             return await asyncio.wrap_future(self.submit(picture, cancel=own, progress=progress))
-        except asyncio.CancelledError:
+        finally:  # cancelled, or closed with its loop; what is done cannot be stopped any more
             own.set()
-            raise
 
     def close(self) -> None:
         """Stop the calls in the background within one tile (their futures raise `CancelledError`), and let go of workers and
         engines; what is called afterwards raises `EngineError`. Calls of other threads end as they would have.
 
-        Not from a progress callback of a background call, whose worker would wait for itself.
+        Callbacks may call it. Not from a signal handler: what it interrupted may have the locks that this needs.
         """
         with self._lock:
             self._closed = True
             executors, self._executors = self._executors, {}
         self._closing.set()
         for executor in executors.values():
-            executor.shutdown()
-        self._pipelines.clear()
-        self._thread = EngineThread(self.effective.threads)  # not begun; the other one ends with its last pipeline
+            with contextlib.suppress(RuntimeError):  # a callback in one of its workers, which cannot wait for itself
+                executor.shutdown()
+        self._pipelines.close()
 
     def __enter__(self) -> Upscaler:
         return self
@@ -372,15 +340,16 @@ class Upscaler:
     ) -> FileResult:
         """Upscale a picture file into another (format by suffix); the output appears whole or not at all.
 
-        Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written.
+        Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written, and what
+        `__call__` raises.
         """
         from .picture_files import check_output, read_picture, write_picture  # Pillow and OpenCV take their time
 
         source, target = Path(input), Path(output)
         check_output(target)
-        if target.exists() and source.exists() and target.samefile(source):
-            raise OutputError(f"the output {target} is the input itself")
         picture = read_picture(source)
+        if target.exists() and target.samefile(source):
+            raise OutputError(f"the output {target} is the input itself")
         try:
             result = self.run(picture.pixels, cancel=cancel, progress=progress)
         except PictureError as error:
@@ -389,6 +358,14 @@ class Upscaler:
         return FileResult(
             source, target, picture.pixels.shape[:2], result.picture.shape[:2], result.backend, result.precision, result.ms
         )
+
+
+def _known_dtype(dtype: Any) -> np.dtype[Any]:
+    """Raises `OptionError` for one that no picture has."""
+    with contextlib.suppress(TypeError):
+        if (known := np.dtype(dtype)) in (np.uint8, np.uint16, np.float32):
+            return known
+    raise OptionError(f"dtype must be uint8, uint16 or float32, not {dtype!r}")
 
 
 @in_forked_children

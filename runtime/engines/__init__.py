@@ -57,6 +57,10 @@ class Session(Protocol):
         """Outputs in the graph's order, as arrays of their own. Raises `EngineError`."""
         ...
 
+    def close(self) -> None:
+        """Let go of the graph and its memory; afterwards `run` fails."""
+        ...
+
 
 def supported_precisions(backend: str) -> tuple[Precision, ...]:
     """Precisions that the engine itself can run (ONNX Runtime has no CPU bf16 convolution)."""

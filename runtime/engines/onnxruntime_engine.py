@@ -56,14 +56,22 @@ class OnnxRuntimeSession:
         if places := thread_places(threads):
             options.add_session_config_entry("session.intra_op_thread_affinities", places)
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime cannot load the graph: {error}") from error
+        self._session: ort.InferenceSession | None = session
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Session.run`."""
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        if (session := self._session) is None:
+            raise EngineError("this session was closed")
         try:
-            return [np.asarray(output) for output in self._session.run(None, arrays)]
+            return [np.asarray(output) for output in session.run(None, arrays)]
         except Exception as error:  # as above
+            del session  # this frame is part of the error's traceback
             raise EngineError(f"ONNX Runtime failed: {error}") from error
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session = None

@@ -104,11 +104,18 @@ class OpenVinoSession:
         """See `Session.run`."""
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         with self._lock:
+            if not hasattr(self, "_request"):
+                raise EngineError("this session was closed")
             try:
                 self._request.infer(arrays)
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed: {_first_line(error)}") from error
             return [np.array(output.data) for output in self._request.output_tensors]
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        with self._lock:
+            del self._request, self._compiled
 
 
 def _compiled(graph: bytes | Path, weights: bytes | None, config: dict[str, Any]) -> ov.CompiledModel:

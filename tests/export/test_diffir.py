@@ -79,7 +79,7 @@ def test_what_it_upscales_to_is_what_torch_gives(result: ExportResult) -> None:
     lr = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     for backend in ("openvino", "onnxruntime"):
         upscaler = Upscaler.load(result.output, backend=backend, precision="fp32", threads=1)
-        noise = torch.from_numpy(upscaler._pipeline_of(backend, "fp32")._noise)
+        noise = torch.from_numpy(upscaler._pipelines.of((backend, "fp32"))._noise)
         with torch.no_grad():
             expected = (model(lr, noise)[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
         assert np.abs(upscaler(picture).astype(int) - expected).max() <= 1

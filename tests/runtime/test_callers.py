@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upscaler
-from rdsr.runtime import upscaler as upscaler_module
+from rdsr.runtime import loaded as loaded_module
 from rdsr.runtime.pipeline import Pipeline
 from rdsr.tests.conftest import picture, run_alone
 
@@ -67,7 +67,7 @@ def test_a_small_picture_does_not_wait_for_a_large_one(upscaler: Upscaler) -> No
 @pytest.mark.usefixtures("small_tiles")
 def test_a_small_picture_waits_for_one_tile_of_a_large_one(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Upscaler.load(exported, precision="fp32")
-    decoder = own._pipeline_of("onnxruntime", "fp32")._decoder
+    decoder = own._pipelines.of(("onnxruntime", "fp32"))._decoder
     run, ran, third, go_on = decoder.run, [], threading.Event(), threading.Event()
 
     def recorded(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def test_a_small_picture_waits_for_one_tile_of_a_large_one(exported: Path, monke
     large = own.submit(picture(600, 600), cancel=cancel)
     assert third.wait(60)
     small = own.submit(picture(10, 13))
-    eventually(lambda: own._thread._queue.qsize() == 1)  # the small picture stands in line
+    eventually(lambda: own._pipelines.thread._queue.qsize() == 1)  # the small picture stands in line
     go_on.set()
     small.result(60)
     cancel.set()
@@ -182,14 +182,14 @@ def test_who_has_an_engine_does_not_wait_for_another_to_load(exported: Path, mon
     own = Upscaler.load(exported, backend="onnxruntime", precision="int8")
     own(picture(9, 9))
     loading, go_on = threading.Event(), threading.Event()
-    make = upscaler_module.Pipeline
+    make = loaded_module.Pipeline
 
     def slow(*arguments: object, **options: object) -> Pipeline:
         loading.set()
         assert go_on.wait(60)
         return make(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(upscaler_module, "Pipeline", slow)
+    monkeypatch.setattr(loaded_module, "Pipeline", slow)
     deep = own.submit(picture(9, 9, (3,), "uint16"))
     assert loading.wait(60)
     assert own.submit(picture(9, 9)).result(60).dtype == np.uint8
@@ -299,7 +299,7 @@ def test_cancelling_a_task_stops_the_call(upscaler: Upscaler) -> None:
 
 def test_an_engine_failure_in_one_call_leaves_the_others_unharmed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Upscaler.load(exported, precision="fp32")
-    decoder = own._pipeline_of("onnxruntime", "fp32")._decoder
+    decoder = own._pipelines.of(("onnxruntime", "fp32"))._decoder
     run = decoder.run
 
     def sometimes(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -326,8 +326,8 @@ def test_an_error_that_is_over_keeps_no_engine_in_memory(
     def broken(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         raise EngineError("broken")
 
-    monkeypatch.setattr(own._pipeline_of("onnxruntime", "fp32")._decoder, "run", broken)
-    alive = weakref.ref(own._pipeline_of("onnxruntime", "fp32"))
+    monkeypatch.setattr(own._pipelines.of(("onnxruntime", "fp32"))._decoder, "run", broken)
+    alive = weakref.ref(own._pipelines.of(("onnxruntime", "fp32")))
     gc.collect()
     gc.disable()  # a cycle would wait for it, and with it some hundred MiB
     try:

@@ -105,7 +105,7 @@ def test_where_the_limit_holds_both_precisions_both_stay_loaded(exported: Path) 
     upscaler = Upscaler.load(exported, backend="onnxruntime", precision="int8", threads=1, memory_limit="500MiB")
     upscaler(picture(20, 20))
     upscaler(picture(20, 20, (3,), "uint16"))
-    assert len(upscaler._pipelines) == 2
+    assert len(upscaler._pipelines.loaded) == 2
     fixed = [needs_of(upscaler.bundle.manifest, "onnxruntime", kind).fixed for kind in ("int8", "fp32")]
     for dtype in ("uint8", "uint16"):
         assert sum(fixed) < upscaler.plan(2000, 2000, np.dtype(dtype)).peak_bytes <= 500 * 2**20
@@ -147,10 +147,10 @@ def test_under_a_tighter_limit_one_precision_at_a_time_is_loaded(exported: Path)
     alone, loaded = [], []
     for source in sources:
         alone.append(upscaler(source).tobytes())
-        loaded.extend(map(weakref.ref, upscaler._pipelines.values()))
+        loaded.extend(map(weakref.ref, upscaler._pipelines.loaded.values()))
         gc.collect()
         assert sum(one() is not None for one in {id(one()): one for one in loaded}.values()) == 1
     with ThreadPoolExecutor(6) as pool:
         results = [larger.tobytes() for larger in pool.map(upscaler, sources * 6)]
     assert results == alone * 6
-    assert len(upscaler._pipelines) == 1
+    assert len(upscaler._pipelines.loaded) == 1

@@ -269,7 +269,7 @@ def test_the_same_plan_and_bytes_whatever_was_learned(overlapping: Path, limit: 
         Upscaler.load(overlapping, backend="onnxruntime", precision="fp32", threads=threads, memory_limit=limit)
         for threads in (1, 2)
     )
-    learned = two._tile_cost(("onnxruntime", "fp32"))
+    learned = two._pipelines.tile_cost(("onnxruntime", "fp32"))
     for pixels in (100, 1000, 10_000) * 10:
         learned.record(pixels, 1 + 1e-5 * pixels)
     assert learned.pixels == 6400

@@ -80,7 +80,7 @@ def test_tiled_equals_untiled_byte_for_byte(
     whole = engine(source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: most)
-        seen = engine._tile_cost(engine._choice(np.dtype(dtype))).pixels
+        seen = engine._pipelines.tile_cost(engine._choice(np.dtype(dtype))).pixels
         cut = plan_tiles(height, width, halo=RADIUS, most_pixels=most, tile_cost=seen)
         if cut is None:
             return
@@ -118,14 +118,14 @@ def test_what_was_learned_changes_no_byte(exported: Path) -> None:
     source = picture(90, 110)
     first = upscaler(source).tobytes()
     for pixels in (100, 1000, 10_000) * 10:
-        upscaler._tile_cost(("onnxruntime", "fp32")).record(pixels, 1 + 1e-5 * pixels)
-    assert upscaler._tile_cost(("onnxruntime", "fp32")).pixels == 6400
+        upscaler._pipelines.tile_cost(("onnxruntime", "fp32")).record(pixels, 1 + 1e-5 * pixels)
+    assert upscaler._pipelines.tile_cost(("onnxruntime", "fp32")).pixels == 6400
     assert upscaler(source).tobytes() == first
 
 
 def test_the_prior_is_that_of_the_whole_picture(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cell by cell or in one piece, the pooled features are the same but for rounding in float64."""
-    pipeline = Upscaler.load(exported, precision="fp32")._pipeline_of("onnxruntime", "fp32")
+    pipeline = Upscaler.load(exported, precision="fp32")._pipelines.of(("onnxruntime", "fp32"))
     source = picture(101, 67)
     whole = pipeline.prior(source)
     monkeypatch.setattr(pipeline_module, "CELL", 16)

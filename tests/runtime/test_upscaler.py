@@ -158,7 +158,7 @@ def test_sixteen_bit_and_float_pictures_run_in_float32(auto: Upscaler) -> None:
 def test_openvino_really_runs_the_precision_it_was_given(exported: Path) -> None:
     wanted = {"fp32": "f32", "int8": "f32"} | ({"bf16": "bf16"} if cpu.has_bf16() else {})
     for precision, name in wanted.items():
-        pipeline = Upscaler.load(exported, backend="openvino", precision=precision)._pipeline_of("openvino", precision)
+        pipeline = Upscaler.load(exported, backend="openvino", precision=precision)._pipelines.of(("openvino", precision))
         assert pipeline._decoder.effective_precision == name
         assert pipeline._encoder.effective_precision == "f32"
 
@@ -191,7 +191,7 @@ def test_variants_that_were_not_proven_are_refused(bundle: Path) -> None:
 
 def test_engine_failures_are_typed(auto: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError):
-        auto._pipeline_of(auto.effective.backend, auto.effective.precision)._decoder.run(
+        auto._pipelines.of((auto.effective.backend, auto.effective.precision))._decoder.run(
             {"lr": np.zeros((1, 2, 5, 5), np.float32), "z": np.zeros((1, 3), np.float32)}
         )
     assert auto(picture((5, 5), "uint8", (3,))).shape == (20, 20, 3)
