@@ -41,6 +41,8 @@ class LoadRow:
     seconds: float
     requests: int
     failed: int
+    failure: str | None
+    """What one of those that failed said."""
     throughput: float
     """Pictures a second."""
     megapixels: float
@@ -92,13 +94,15 @@ class _Tally:
     latencies: list[float] = dataclasses.field(default_factory=list)
     pixels: int = 0
     failed: int = 0
+    failure: str | None = None
 
 
 def _call(upscaler: Callable[[NDArray[Any]], NDArray[Any]], picture: NDArray[Any], since: float, tally: _Tally) -> None:
     try:
         larger = upscaler(picture)
-    except Exception:  # whatever an engine raises under load is what is to be counted
+    except Exception as error:  # whatever an engine raises under load is what is to be counted
         tally.failed += 1
+        tally.failure = tally.failure or " ".join(str(error).split()) or type(error).__name__
         return
     tally.latencies.append(1e3 * (time.perf_counter() - since))
     tally.pixels += larger.shape[0] * larger.shape[1]
@@ -137,6 +141,7 @@ def _arriving(
         while (item := arrivals.get()) is not None:
             if time.perf_counter() > started + (1 + _LATE) * seconds:  # faster than they can be served: they are given up
                 tally.failed += 1
+                tally.failure = tally.failure or "it had to wait for too long"
             else:
                 _call(upscaler, item[1], item[0], tally)
 
@@ -212,8 +217,9 @@ def _row(
 ) -> LoadRow:
     latencies = np.array([ms for tally in tallies for ms in tally.latencies])
     failed = sum(tally.failed for tally in tallies)
+    failure = next((tally.failure for tally in tallies if tally.failure), None)
     if not len(latencies):
-        raise BenchmarkError(f"{name}: no call was served ({failed} failed)")
+        raise BenchmarkError(f"{name}: no call was served ({failed} failed{f': {failure}' if failure else ''})")
     p50, p90, p99 = (round(float(value), 2) for value in np.percentile(latencies, (50, 90, 99)))
     fewest = min(len(tally.latencies) for tally in tallies)
     return LoadRow(
@@ -223,6 +229,7 @@ def _row(
         seconds=round(taken, 2),
         requests=len(latencies) + failed,
         failed=failed,
+        failure=failure,
         throughput=round(len(latencies) / taken, 3),
         megapixels=round(sum(tally.pixels for tally in tallies) / taken / 1e6, 3),
         p50_ms=p50,

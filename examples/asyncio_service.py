@@ -1,31 +1,32 @@
 """A TCP service on asyncio: picture in until end of file, PNG out, four times larger. Run: python asyncio_service.py PORT"""
 
 import asyncio
+import io
 import sys
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from rdsr.runtime import PictureError, Upscaler
 
 upscaler = Upscaler.load(memory_limit="512MiB")
-waiting = asyncio.Semaphore(32)  # more pictures than this wait as files, with nothing decoded
+waiting = asyncio.Semaphore(8)  # more pictures than this wait as files, with nothing decoded
+Image.MAX_IMAGE_PIXELS = 2**19  # twice as many are refused: a small file can hold a huge picture
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         async with asyncio.timeout(60):  # in all; a call that takes longer is stopped within one tile
-            content = bytearray()
+            content, png = bytearray(), io.BytesIO()
             while len(content) < 2**25 and (part := await reader.read(2**16)):  # 32 MiB are enough
                 content += part
             async with waiting:
-                file = np.frombuffer(content or b"-", np.uint8)
-                picture = await asyncio.to_thread(cv2.imdecode, file, cv2.IMREAD_COLOR_RGB)
-                larger = await upscaler.aio(np.asarray(picture))  # refused where it is none
-                png = await asyncio.to_thread(cv2.imencode, ".png", larger[:, :, ::-1])
-            writer.write(png[1].tobytes())
+                picture = await asyncio.to_thread(Image.open(io.BytesIO(content)).convert, "RGB")
+                larger = await upscaler.aio(np.asarray(picture))
+                await asyncio.to_thread(Image.fromarray(larger).save, png, "PNG")
+            writer.write(png.getvalue())
             await writer.drain()
-    except (PictureError, TimeoutError) as error:
+    except (PictureError, OSError, Image.DecompressionBombError) as error:  # OSError: no picture, no peer, too late
         print(f"refused: {error}", file=sys.stderr, flush=True)
     finally:
         writer.close()

@@ -1,6 +1,5 @@
 """A worker that enlarges pictures from a folder as they come, several at once. Run: python threaded_worker.py IN OUT"""
 
-import contextlib
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,15 @@ def work(source: Path, target: Path) -> None:
 
 
 def main(source: Path, target: Path, seconds: float = float("inf")) -> None:
-    seen, end = set[Path](), time.monotonic() + seconds
+    known, end = dict[str, float](), time.monotonic() + seconds
     with ThreadPoolExecutor(3) as threads:  # three read, wait and write at once
         while time.monotonic() < end:
-            for path in sorted(set(source.iterdir()) - seen):
-                with contextlib.suppress(FileNotFoundError):  # it may be gone already
-                    if time.time() - path.stat().st_mtime > 0.5:  # nobody is writing it any more
-                        seen.add(path)
-                        threads.submit(work, path, target / f"{path.name}.png")
+            found = {entry.name: entry.stat().st_mtime for entry in source.iterdir() if entry.is_file()}
+            known = {name: changed for name, changed in known.items() if name in found}
+            for name, changed in found.items():
+                if known.get(name) != changed and time.time() - changed > 0.5:  # nobody is writing it any more
+                    known[name] = changed
+                    threads.submit(work, source / name, target / f"{name}.png")
             time.sleep(0.2)
 
 

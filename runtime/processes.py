@@ -48,7 +48,12 @@ def call_apart(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """Call a function of a module in a new Python; arguments and result travel as JSON. Raises as `last_line` does."""
+    """Call a function of a module in a new Python; arguments and result travel as JSON. Raises as `last_line` does.
+
+    `ChildProcessError`, too, where this program is not a Python that could be started once more: frozen, or embedded.
+    """
+    if getattr(sys, "frozen", False) or not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):
+        raise ChildProcessError("this program is no Python interpreter that could be started for it")
     path = [entry for entry in sys.path if entry]
     job = {"path": path, "module": module, "function": function, "arguments": list(arguments)}
     printed = last_line([sys.executable, "-c", _CHILD, json.dumps(job)], timeout=timeout, environment=environment)

@@ -49,6 +49,8 @@ def test_the_asyncio_service_answers(tmp_path: Path) -> None:
                     return b"".join(iter(lambda: connection.recv(65536), b""))
 
             assert ask(b"nonsense") == b""
+            bomb = cv2.imencode(".png", np.zeros((1100, 1100, 3), np.uint8))[1].tobytes()
+            assert ask(bomb) == b"", "a small file of more pixels than are allowed"
             content = cv2.imencode(".png", np.full((10, 14, 3), 90, np.uint8))[1].tobytes()
             answers = (ask(content) for _ in range(5))  # a busy machine may take longer than the service waits
             answer = cv2.imdecode(np.frombuffer(next(filter(None, answers)), np.uint8), cv2.IMREAD_COLOR)

@@ -59,6 +59,7 @@ def test_failures_are_counted_and_nothing_served_is_an_error() -> None:
 
     (row,) = measure_load(flaky, sizes=[(4, 4)], concurrency=[1], rate=None, seconds=2.0)
     assert row.failed == pytest.approx(row.requests / 2, abs=1)
+    assert row.failure == "no"
 
     def broken(picture: np.ndarray) -> np.ndarray:
         if len(calls) > limit:
@@ -67,7 +68,7 @@ def test_failures_are_counted_and_nothing_served_is_an_error() -> None:
         return picture
 
     limit = len(calls)
-    with pytest.raises(BenchmarkError, match="no call was served"):
+    with pytest.raises(BenchmarkError, match=r"no call was served \(\d+ failed: no\)"):
         measure_load(broken, sizes=[(4, 4)], concurrency=[1], rate=None, seconds=0.05)
 
 

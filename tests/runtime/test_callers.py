@@ -16,6 +16,7 @@ import pytest
 
 from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upscaler
 from rdsr.runtime import loaded as loaded_module
+from rdsr.runtime.engines import BACKENDS
 from rdsr.runtime.pipeline import Pipeline
 from rdsr.tests.conftest import picture, run_alone
 
@@ -338,3 +339,78 @@ def test_an_error_that_is_over_keeps_no_engine_in_memory(
         eventually(lambda: alive() is None)
     finally:
         gc.enable()
+
+
+def test_a_process_that_ends_waits_for_the_tile_of_a_daemon(exported: Path) -> None:
+    """An engine's thread that finds the interpreter gone would abort the process."""
+    script = """
+        import sys, threading, time, numpy as np
+        from rdsr.runtime import Upscaler
+        upscaler = Upscaler.load(sys.argv[1], backend=sys.argv[2], precision="fp32")
+        source = np.zeros((64, 64, 3), np.uint8)
+        def serve():
+            while True:
+                upscaler(source)
+        upscaler(source)
+        threading.Thread(target=serve, daemon=True).start()
+        time.sleep(0.05)
+        print("end")
+    """
+    for backend in BACKENDS:
+        for _ in range(3):
+            assert run_alone(script, exported, backend) == "end\n"
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_callbacks_may_close_it(exported: Path) -> None:
+    own = Upscaler.load(exported, precision="fp32")
+    own.submit(picture(9, 9)).add_done_callback(lambda future: own.close())
+    eventually(lambda: own._closed and not own._pipelines.loaded)
+    own = Upscaler.load(exported, precision="fp32")
+    future = own.submit(picture(100, 100), progress=lambda done, tiles: own.close())
+    with pytest.raises(CancelledError):
+        future.result(60)
+    assert not own._pipelines.loaded
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_loop_that_is_closed_stops_its_call(upscaler: Upscaler) -> None:
+    done: list[int] = []
+    go_on = threading.Event()
+
+    def progress(tile: int, tiles: int) -> None:
+        done.append(tile)
+        assert go_on.wait(60)
+
+    call = upscaler.aio(picture(900, 900), progress=progress)
+
+    async def begin() -> None:
+        call.send(None)  # as a task does that is never asked again
+
+    asyncio.run(begin())
+    eventually(lambda: bool(done))
+    call.close()
+    go_on.set()
+    upscaler.submit(picture(100, 100)).result(60)
+    assert len(done) == 1
+
+
+def test_what_the_end_of_a_process_forbids_is_an_engine_error(exported: Path) -> None:
+    script = """
+        import atexit, sys, threading, numpy as np
+        from rdsr.runtime import EngineError, Upscaler
+        upscaler = Upscaler.load(sys.argv[1], precision="fp32")
+        source = np.zeros((9, 9, 3), np.uint8)
+        def late():
+            threading.main_thread().join()
+            try:
+                upscaler.submit(source)
+            except EngineError as error:
+                print(error)
+            print(upscaler(source).shape[0])
+        threading.Thread(target=late).start()
+    """
+    assert run_alone(script, exported).splitlines() == [
+        "no call can be started in the background: cannot schedule new futures after interpreter shutdown",
+        "36",
+    ]

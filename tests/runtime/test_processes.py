@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rdsr.runtime.engines import BACKENDS
+from rdsr.runtime.processes import call_apart
 from rdsr.tests.conftest import run_alone
 
 _FORKS = (
@@ -98,3 +99,12 @@ def test_idle_costs_next_to_no_time(exported: Path) -> None:
     )
     for backend in ("openvino", "onnxruntime"):
         assert float(run_alone(script, exported, backend)) < 0.025, "in the idlest half second of five"
+
+
+def test_a_program_that_is_no_python_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("frozen", True), ("executable", "/usr/bin/uwsgi"), ("executable", "")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, name, value, raising=False)
+            with pytest.raises(ChildProcessError, match="no Python interpreter"):
+                call_apart("os", "getpid", [])
+    assert call_apart("os", "getpid", []) != os.getpid()

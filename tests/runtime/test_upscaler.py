@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rdsr.models.rdsr import RDSR
-from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, PictureError, Upscaler, cpu
+from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, OutputError, PictureError, Upscaler, cpu
 from rdsr.runtime.arrays import from_graph, to_graph
 from rdsr.runtime.choice import choose
 from rdsr.runtime.engines.onnxruntime_engine import thread_places
@@ -97,6 +98,9 @@ def test_views_and_read_only_pictures_work(auto: Upscaler) -> None:
         (np.zeros((5, 5, 3), np.int32), "int32"),
         (np.zeros((5, 5, 3), np.float64), "float64"),
         (np.full((5, 5, 3), np.nan, np.float32), "NaN"),
+        (np.full((5, 5, 3), 200, np.float32), "0 to 1, and this one has 200 to 200"),
+        (np.full((5, 5, 3), -0.6, np.float32), "0 to 1"),
+        (np.ma.masked_invalid(np.full((5, 5, 3), np.nan, np.float32)), "MaskedArray"),
         ([[1, 2], [3, 4]], "list"),
         ("cat.png", "str"),
     ],
@@ -105,6 +109,40 @@ def test_bad_pictures_are_refused_and_leave_the_instance_usable(auto: Upscaler, 
     with pytest.raises(PictureError, match=word):
         auto(bad)
     assert auto(picture((4, 4), "uint8", (3,))).shape == (16, 16, 3)
+
+
+def test_matrices_and_overshoots_are_pictures(auto: Upscaler) -> None:
+    grey = picture((4, 5), "uint8", ())
+    assert np.array_equal(auto(np.asmatrix(grey)), auto(grey))  # type: ignore[no-untyped-call]
+    assert np.isfinite(auto(np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(4, 5, 3))).all()
+
+
+@pytest.mark.parametrize("dtype", ["junk", "float64", object(), "int8"])
+def test_plans_are_for_pictures(auto: Upscaler, dtype: object) -> None:
+    with pytest.raises(OptionError, match="dtype must be uint8, uint16 or float32"):
+        auto.plan(10, 10, dtype)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("a\0.png", "b.png"), PictureError),
+        (("a.png", "b\0.png"), OutputError),
+        (("x" * 300 + ".png", "b.png"), PictureError),
+        (("a.png", "x" * 300 + ".png"), OutputError),
+    ],
+)
+def test_names_that_no_file_can_have_are_said(auto: Upscaler, tmp_path: Path, names: tuple[str, str], kind: type) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(kind, match="cannot"):
+        auto.file(tmp_path / names[0], tmp_path / names[1])
+
+
+def test_names_as_long_as_they_can_be_are_written(auto: Upscaler, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    target = tmp_path / ("字" * 83 + ".png")  # 253 bytes
+    auto.file(tmp_path / "a.png", target)
+    assert target.is_file()
 
 
 def test_same_seed_same_bytes_other_seed_other_prior(exported: Path) -> None:
