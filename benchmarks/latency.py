@@ -251,7 +251,7 @@ def _settings(options: Options) -> list[str]:
         "Float rows turn uint8 into floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.",
         "Memory comes from the system's allocator as it is set by default, for torch's rows as for all others.",
         "Of fewer than 10 (100) runs, p90 (p99) is little but the slowest one.",
-        "Spread: largest less smallest median of the rounds, over the middle one.",
+        "Spread: largest less smallest median of the rounds, over the middle one; of four or more the furthest is left out.",
     ]
     if options.isa_cap:
         settings.append(

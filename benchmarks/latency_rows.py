@@ -24,7 +24,7 @@ SWEEPS = ("size", "threads", "batch")
 """What may be swept."""
 LEAST_ROUNDS = 3
 LARGEST_SPREAD = 0.1
-"""Of the rounds' medians (largest less smallest, over the middle one) up to which a row counts as stable."""
+"""Of the rounds' medians (see `_spread`) up to which a row counts as stable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def row_of(
     times = np.concatenate([sample["times_ms"] for sample in samples])
     medians = [statistics.median(sample["times_ms"]) for sample in samples]
     p50 = float(np.median(times))
-    spread = (max(medians) - min(medians)) / statistics.median(medians) if len(medians) > 1 else None
+    spread = _spread(medians)
     gflops, params_m = _facts(job)
     throughput = None if gflops is None else gflops / p50 * 1e3
     peak = _peak_of(job, peaks)
@@ -98,6 +98,17 @@ def row_of(
         "share_of_peak": None if throughput is None or peak is None else round(throughput / peak, 4),
     }
     return row
+
+
+def _spread(medians: Sequence[float]) -> float | None:
+    """Largest less smallest, over the middle one. Of four or more the furthest one is left out: alone it moves no median."""
+    if len(medians) < 2:
+        return None
+    ordered = sorted(medians)
+    span = ordered[-1] - ordered[0]
+    if len(ordered) > 3:
+        span = min(ordered[-1] - ordered[1], ordered[-2] - ordered[0])
+    return span / statistics.median(ordered)
 
 
 _MEASURED = (

@@ -44,7 +44,7 @@ class Row:
     p99_ms: float | None = None
     min_ms: float | None = None
     spread: float | None = None
-    """Largest less smallest median of the rounds, over the middle one."""
+    """Of the rounds' medians, see `latency_rows`."""
     stable: bool = True
     cold_start_ms: float | None = None
     peak_rss_mb: float | None = None

@@ -14,7 +14,8 @@ __all__ = ["NOTES", "Facts", "Point", "eager_lines", "headlines", "pareto", "qua
 
 NOTES = {
     "*": "random weights: right for time, meaningless for quality",
-    "†": "not known to be stable: fewer than three rounds, a failed one, or medians that spread by more than a tenth",
+    "†": "not known to be stable: fewer than three rounds, a failed one, "
+    "or medians (but for the furthest of four) more than a tenth apart",
 }
 _LONGEST_NAME = 40
 _SUFFIXES = (".bundle", ".onnx", ".safetensors", ".pth", ".pt")

@@ -160,7 +160,7 @@ def test_under_a_tighter_limit_one_precision_at_a_time_is_loaded(exported: Path)
 
 @pytest.mark.slow
 def test_callers_of_two_kinds_that_make_it_load_again_and_again_stay_under_the_limit() -> None:
-    """Engines that callers' threads load leave a heap behind for each of them. Here 43 MiB, not 150."""
+    """Engines that callers' threads load leave a heap behind for each of them. 55 MiB here, not 150."""
     script = """
         import sys, threading, numpy as np, rdsr.runtime.upscaler
         from rdsr.benchmarks.process import peak_mb, resident_mb
