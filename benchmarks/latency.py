@@ -173,6 +173,8 @@ def measure_latency(
     host = stamped["host"]
     state = _State(partial, _identity(host, jobs, options))
     environment = _environment(options, jobs)
+    # A busy moment makes a peak too low, never too high: once before the rows and once after, the better one counts.
+    before, _ = _peaks(jobs, environment, progress) if options.peaks else ([], [])
     begun = time.perf_counter() - state.seconds
 
     def spent() -> float:
@@ -188,6 +190,7 @@ def measure_latency(
             state.costs[job.key] = time.perf_counter() - started
             state.write(spent())
     peaks, unmeasured = _peaks(jobs, environment, progress) if options.peaks else ([], [])
+    peaks = [_better(peak, before) for peak in peaks]
     rows = [row_of(job, state.samples.get(job.key, []), state.errors.get(job.key), peaks) for job in jobs]
     compare(rows)
     report = {
@@ -310,6 +313,13 @@ def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> s
     if need > 0.8 * have:
         return f"{NOT_RUN}: it would need some {need / 1024:.0f} GiB of memory, of {have / 1024:.0f} here"
     return None
+
+
+def _better(peak: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Its figures, or those of the same way among `others` where they are higher."""
+    of = ("backend", "precision", "threads")
+    same = [other for other in others if all(other[key] == peak[key] for key in of)]
+    return {key: value if key in of else max([value, *(other[key] for other in same)]) for key, value in peak.items()}
 
 
 def _peaks(

@@ -155,7 +155,7 @@ def save_checkpoint(
 ) -> None:
     """Write our own format: float32 safetensors, metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
 
-    Written by `write_whole`.
+    The same content gives the same bytes. Written by `write_whole`.
     """
     metadata = {
         "format": FORMAT,
@@ -164,7 +164,17 @@ def save_checkpoint(
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
     }
     plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
-    write_whole(path, save(plain, metadata=metadata))
+    write_whole(path, _in_order(save(plain, metadata=metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = header.pop("__metadata__")
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8, as the format wants it
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def write_whole(path: Path, content: bytes) -> None:

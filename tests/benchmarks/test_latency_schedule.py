@@ -141,6 +141,23 @@ def test_a_peak_that_cannot_be_measured_says_why(machine: Machine) -> None:
     assert report["rows"][0]["p50_ms"] == 1.0
 
 
+def test_the_better_of_two_peaks_counts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([(100.0, 80.0), (60.0, 90.0)])
+
+    def called(module: str, function: str, arguments: Sequence[Any], **options: object) -> Mapping[str, Any]:
+        if function != "measure_peak":
+            return machine.call_apart(module, function, arguments)
+        machine.order.append("peak")
+        convolution, matmul = next(figures)
+        of = dict(zip(("backend", "precision", "threads"), arguments, strict=True))
+        return of | {"convolution_gflops": convolution, "matmul_gflops": matmul}
+
+    monkeypatch.setattr("rdsr.benchmarks.latency.call_apart", called)
+    (peak,) = measure_latency(sleepers(1), Options(budget=10.0, rounds=1))["peaks"]
+    assert (peak["convolution_gflops"], peak["matmul_gflops"], peak["backend"]) == (100.0, 90.0, "torch-eager")
+    assert machine.order == ["peak", "sleep-1", "peak"], "before the rows and after them"
+
+
 def test_points_of_a_sweep_that_would_take_too_long_are_not_run(machine: Machine) -> None:
     (small,) = sleepers(300)
     large = dataclasses.replace(small, size=(800, 800))

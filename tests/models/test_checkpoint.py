@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
@@ -222,3 +223,15 @@ def test_fused_networks_save_and_load(tmp_path: Path, network: RDSR) -> None:
 
 def test_steps_can_be_overridden(checkpoint: Path) -> None:
     assert len(load_model(checkpoint, steps=7).network.betas) == 7
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Exports are kept by what the checkpoint's bytes are."""
+    tensors = {"b": torch.arange(5.0), "a": torch.ones(2, 3), "c": torch.tensor(1.0)}
+    contents = set()
+    for index in range(8):  # of four keys in an order by chance, as many times the same one: once in 24 to the seventh
+        save_checkpoint(tmp_path / f"{index}.safetensors", tensors, "rdsr", {"width": 8, "depth": 2}, {"stage": "test"})
+        contents.add((tmp_path / f"{index}.safetensors").read_bytes())
+    (content,) = contents
+    loaded = safetensors.torch.load(content)
+    assert {key: value.tolist() for key, value in loaded.items()} == {key: value.tolist() for key, value in tensors.items()}
