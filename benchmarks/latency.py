@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -22,11 +21,8 @@ from ..runtime.files import atomic_write, dump_json
 from ..runtime.processes import call_apart
 from .errors import BenchmarkError
 from .host import code_digest, stamp
-from .latency_rows import BASELINE, SWEEPS, Job, compare, fit_exponents, row_of
+from .latency_rows import BASELINE, SWEEPS, Job, compare, fit_exponents, input_of, row_of
 from .subjects import Subject, kept_folder
-
-if TYPE_CHECKING:
-    from .onnx_model import PictureInput
 
 __all__ = ["BACKENDS", "NOT_RUN", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
 
@@ -111,17 +107,9 @@ def _ways(subject: Subject, isa_cap: str | None) -> list[tuple[str, str]]:
 
 
 def _ways_of_file(path: Path, isa_cap: str | None) -> list[tuple[str, str]]:
-    own = ("int8",) if _input_of(str(path)).quantized else ("fp32", "bf16")
+    own = ("int8",) if input_of(path).quantized else ("fp32", "bf16")
     engines = ("openvino",) if path.suffix.lower() == ".xml" else ENGINES
     return [(engine, precision) for engine, precision in _engine_ways(engines, isa_cap) if precision in own]
-
-
-@functools.cache
-def _input_of(path: str) -> PictureInput:
-    """As `read_input`, once a file."""
-    from .onnx_model import read_input
-
-    return read_input(Path(path))
 
 
 def _engine_ways(engines: Sequence[str], isa_cap: str | None) -> list[tuple[str, str]]:
@@ -282,7 +270,7 @@ def _one(
     try:
         facts = dataclasses.asdict(job) | {"seconds": seconds}
         if job.subject.kind == "onnx":
-            facts["input"] = dataclasses.asdict(_input_of(str(job.subject.path)))
+            facts["input"] = dataclasses.asdict(input_of(Path(str(job.subject.path))))
         arguments = [facts | {"begun": time.time()}]
         sample = call_apart(f"{__package__}.latency_worker", "measure", arguments, timeout=_TIMEOUT, environment=variables)
     except ChildProcessError as error:

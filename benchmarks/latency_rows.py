@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from ..runtime.bundle import Bundle
 from .flops import bundle_gflops, graph_facts
 from .subjects import DIFFIR, Subject
 
-__all__ = ["BASELINE", "SWEEPS", "Job", "compare", "fit_exponents", "row_of"]
+if TYPE_CHECKING:
+    from .onnx_model import PictureInput
+
+__all__ = ["BASELINE", "SWEEPS", "Job", "compare", "fit_exponents", "input_of", "row_of"]
 
 BASELINE = {"model": DIFFIR, "backend": "torch-eager", "precision": "fp32"}
 """What every other row's time is set against, at the same size, batch and threads."""
@@ -143,12 +147,18 @@ def _facts(job: Job) -> tuple[float | None, float | None]:
     return gflops * job.batch, subject.params_m if subject.params_m is not None else counted
 
 
+@functools.cache
+def input_of(path: Path) -> PictureInput:
+    """As `onnx_model.read_input`, once a file."""
+    from .onnx_model import read_input
+
+    return read_input(path)
+
+
 def _count(subject: Subject, height: int, width: int) -> tuple[float, float]:
     if subject.kind == "onnx":
-        from .onnx_model import read_input
-
         path = Path(str(subject.path))
-        taken = read_input(path)
+        taken = input_of(path)
         return graph_facts(path, {taken.name: taken.shape(1, height, width)})
     bundle = Bundle(subject.path)
     return bundle_gflops(bundle, height, width), bundle.manifest.params / 1e6
@@ -184,8 +194,7 @@ def fit_exponents(rows: Sequence[Mapping[str, Any]], sweep: str) -> list[dict[st
     for (model, backend, precision), points in series.items():
         distinct = len({x for x, _ in points}) >= 2
         exponent = float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0]) if distinct else None
-        inorder = sorted(points)
-        local = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in itertools.pairwise(inorder) if x2 > x1]
+        local = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in itertools.pairwise(sorted(points)) if x2 > x1]
         steepest = max(local, default=None)
         fits.append(
             {

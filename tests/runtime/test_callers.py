@@ -34,6 +34,18 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class Held:
+    """A progress callback that keeps its call after each tile until `go_on` is set."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.go_on = threading.Event()
+
+    def __call__(self, done: int, tiles: int) -> None:
+        self.done.append(done)
+        assert self.go_on.wait(60)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of at most 28×28 LR pixels, so that small pictures have several."""
@@ -277,25 +289,20 @@ def test_cancel_takes_effect_within_one_tile(upscaler: Upscaler) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_cancelling_a_task_stops_the_call(upscaler: Upscaler) -> None:
-    done: list[int] = []
-    cancelled = threading.Event()
-
-    def progress(tile: int, tiles: int) -> None:
-        done.append(tile)
-        assert cancelled.wait(60)
+    held = Held()
 
     async def main() -> None:
-        task = asyncio.create_task(upscaler.aio(picture(900, 900), progress=progress))
-        while not done:
+        task = asyncio.create_task(upscaler.aio(picture(900, 900), progress=held))
+        while not held.done:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        cancelled.set()
+        held.go_on.set()
 
     asyncio.run(main())
     upscaler.submit(picture(100, 100)).result(60)  # whatever still ran had its turns meanwhile
-    assert len(done) == 1
+    assert len(held.done) == 1
 
 
 def test_an_engine_failure_in_one_call_leaves_the_others_unharmed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,29 +382,23 @@ def test_callbacks_may_close_it(exported: Path) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_loop_that_is_closed_stops_its_call(upscaler: Upscaler) -> None:
-    done: list[int] = []
-    go_on = threading.Event()
-
-    def progress(tile: int, tiles: int) -> None:
-        done.append(tile)
-        assert go_on.wait(60)
-
-    call = upscaler.aio(picture(900, 900), progress=progress)
+    held = Held()
+    call = upscaler.aio(picture(900, 900), progress=held)
 
     async def begin() -> None:
         call.send(None)  # as a task does that is never asked again
 
     asyncio.run(begin())
-    eventually(lambda: bool(done))
+    eventually(lambda: bool(held.done))
     call.close()
-    go_on.set()
+    held.go_on.set()
     upscaler.submit(picture(100, 100)).result(60)
-    assert len(done) == 1
+    assert len(held.done) == 1
 
 
 def test_what_the_end_of_a_process_forbids_is_an_engine_error(exported: Path) -> None:
     script = """
-        import atexit, sys, threading, numpy as np
+        import sys, threading, numpy as np
         from rdsr.runtime import EngineError, Upscaler
         upscaler = Upscaler.load(sys.argv[1], precision="fp32")
         source = np.zeros((9, 9, 3), np.uint8)
