@@ -10,10 +10,14 @@ from typing import Any
 from ..errors import CheckpointError
 from ..plain import from_plain, to_plain
 
-__all__ = ["BRANCHES", "PRESETS", "RDSRConfig"]
+__all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "RDSRConfig"]
 
 BRANCHES = ("conv1x1", "expand", "identity")
 """Training-time branches that a body convolution may have beside its 3×3 kernel (paper section 3, RepD)."""
+
+CONDITION_ENCODERS = ("mean", "statistics")
+"""What the condition vector is made of: the mean of each feature over the picture, or mean and standard deviation of
+features of the high-pass picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class RDSRConfig:
     """Channels of the condition encoder's feature map."""
     condition_depth: int = 3
     """3×3 convolutions of the condition encoder."""
+    condition_encoder: str = "mean"
+    """"mean" or "statistics", see `CONDITION_ENCODERS`."""
     modulation_depths: tuple[int, ...] = (0,)
     """Indices of the body convolutions whose output the latent prior scales and shifts."""
     scale: int = 4
@@ -46,8 +52,10 @@ class RDSRConfig:
     """Channels of the latent prior encoder (training only)."""
     lpe_depth: int = 4
     """3×3 convolutions of the latent prior encoder, 0 where a network has none (inference-only checkpoints)."""
+    degradation_size: int = 0
+    """Length of the vector of degradation parameters that the latent prior encoder is told; 0 where it is told none."""
     steps: int = 4
-    """T, fixed steps of the reverse process."""
+    """T, fixed steps of the reverse process; 0 (not for export): the condition vector itself is the latent prior."""
     beta_start: float = 0.1
     """First β of the noise schedule, linear in √β."""
     beta_end: float = 0.99
@@ -57,7 +65,8 @@ class RDSRConfig:
         ranges: dict[str, tuple[int, int]] = {
             "width": (1, 1024), "depth": (1, 256), "condition_width": (1, 1024), "condition_depth": (1, 64),
             "scale": (1, 8), "expansion": (1, 16), "unshuffle": (1, 16), "latent_size": (1, 4096),
-            "denoiser_depth": (0, 64), "lpe_width": (1, 1024), "lpe_depth": (0, 64), "steps": (1, 1000),
+            "denoiser_depth": (0, 64), "lpe_width": (1, 1024), "lpe_depth": (0, 64), "steps": (0, 1000),
+            "degradation_size": (0, 1024),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -71,6 +80,8 @@ class RDSRConfig:
         for name in ("modulation_depths", "branches"):
             if not isinstance(getattr(self, name), (list, tuple)):
                 raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}")
+        if self.condition_encoder not in CONDITION_ENCODERS:
+            raise ValueError(f"condition_encoder must be {' or '.join(CONDITION_ENCODERS)}, not {self.condition_encoder!r}")
         if unknown := [name for name in self.branches if name not in BRANCHES]:
             raise ValueError(f"branches must be of {', '.join(BRANCHES)}, not {unknown[0]!r}")
         object.__setattr__(self, "modulation_depths", tuple(self.modulation_depths))
@@ -124,9 +135,12 @@ class RDSRConfig:
                 "unshuffle": round((unshuffled / 3) ** 0.5),
                 "latent_size": shape("condition_encoder.mlp.0.weight", 2)[0],
                 "denoiser_depth": len(indices(r"denoiser\.blocks\.(\d+)\.")),
+                "condition_encoder": "statistics" if "condition_encoder.norm.weight" in shapes else "mean",
             }
         if lpe:
             sizes |= {"lpe_width": shape(f"lpe.features.{lpe[0]}.weight", 4)[0], "lpe_depth": len(lpe)}
+            if "lpe.degradation.weight" in shapes:
+                sizes["degradation_size"] = shape("lpe.degradation.weight", 2)[1]
         else:
             sizes["lpe_depth"] = 0
         try:
@@ -150,5 +164,15 @@ PRESETS: dict[str, RDSRConfig] = {
     "base": RDSRConfig(width=64, depth=30, modulation_depths=(0, 5, 10, 15, 21, 26), condition_width=128, lpe_width=96),
     "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
     "tiny": RDSRConfig(width=48, depth=8, modulation_depths=(0, 3, 6), condition_width=32),
+    # Of small's size, for photos as they are: its condition encoder can see a degradation, its LPE is told it.
+    "photo": RDSRConfig(
+        width=48,
+        depth=14,
+        modulation_depths=(0, 5, 10),
+        condition_encoder="statistics",
+        condition_width=16,
+        unshuffle=2,
+        degradation_size=12,
+    ),
 }
 """Named sizes of the family, ×4; `dataclasses.replace(PRESETS["small"], scale=2)` gives the others."""

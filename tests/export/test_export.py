@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from rdsr.export.staging import publish
 from rdsr.models.rdsr import RDSR
 from rdsr.runtime import cpu
 from rdsr.runtime.bundle import Bundle
+from rdsr.runtime.proof import Proof
+from rdsr.runtime.verify import Variant
 from rdsr.tests.conftest import CONFIG, random_network, write_checkpoint
 
 GRAPHS = ("encoder.onnx", "reverse.onnx", "decoder.onnx", "model.onnx", "model.xml", "model.bin")
@@ -220,3 +224,31 @@ def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "b"), interrupt)
     assert listing(tmp_path) == []
+
+
+def test_bf16_that_fails_is_left_out_unless_it_was_asked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = exporter.check_variants
+
+    def failing(bundle: Bundle, proof: Proof, precisions: Sequence[str], **options: object) -> tuple[Variant, ...]:
+        rows = real(bundle, proof, [p for p in precisions if p != "bf16"], **options)
+        return (*rows, Variant("bf16", "openvino", "decoder.onnx", 0.2, 0.02, ((1, 1),), False))
+
+    monkeypatch.setattr(exporter, "check_variants", failing)
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "default", single_graph=False)
+    assert export_checkpoint(options).passed
+    assert Bundle(tmp_path / "default").manifest.precisions == ("fp32", "int8")
+    assert "bf16 is left out: decoder.onnx on openvino is up to 0.200 of full range off and loses 0.0200 dB" in caplog.text
+    asked = dataclasses.replace(options, output=tmp_path / "asked", precisions=("fp32", "bf16"))
+    assert not export_checkpoint(asked).passed
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_network_without_a_reverse_process_is_refused(tmp_path: Path) -> None:
+    network = random_network(dataclasses.replace(CONFIG, steps=0))
+    path = write_checkpoint(tmp_path / "net.safetensors", network)
+    with pytest.raises(ExportError, match="steps 0"):
+        export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()

@@ -214,7 +214,8 @@ def test_reverse_process_is_deterministic_and_a_function_of_noise() -> None:
         ({"depth": 2.5}, "depth"),
         ({"modulation_depths": (9,)}, "modulation_depths"),
         ({"beta_end": 1.5}, "beta_end"),
-        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
+        ({"condition_encoder": "median"}, "condition_encoder"),
     ],
 )
 def test_config_refuses_what_is_out_of_range_by_name(changes: dict[str, object], word: str) -> None:
