@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .cli_family import family_app
 from .console import ThreadsOption, command, counted, stderr, stdout
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
+train_app.add_typer(family_app, name="family")
 
 
 def _plot(stage: str, run: Path) -> None:
@@ -62,14 +65,39 @@ ConfigOption = Annotated[
 DataOption = Annotated[
     list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
 ]
+TeacherOption = Annotated[
+    list[Path] | None,
+    typer.Option("--teacher", help="Folder of a teacher's pictures that mirrors a --data folder; may be repeated."),
+]
 RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: weights, state, config, log.csv, curve.png.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 ValidationOption = Annotated[
     Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
 ]
 InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from, or a shipped model's name.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, e.g. teacher_weight=0.5; may be repeated."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
+
+
+def _fields(changes: list[str]) -> dict[str, Any]:
+    """ "teacher_weight=0.5" → {"teacher_weight": 0.5}; values are TOML, and what is none is text."""
+    from .models.training.errors import TrainingError
+
+    fields: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise TrainingError(f"--set takes FIELD=VALUE, not {change!r}")
+        try:
+            fields |= tomllib.loads(f"value = {value}")
+            fields[name.strip()] = fields.pop("value")
+        except tomllib.TOMLDecodeError:
+            fields[name.strip()] = value
+    return fields
 
 
 def _train_command(stage: str, what: str) -> None:
@@ -87,18 +115,24 @@ def _train_command(stage: str, what: str) -> None:
         config: ConfigOption,
         output: RunOption,
         data: DataOption = None,
+        teacher: TeacherOption = None,
         resume: ResumeOption = False,
         validation: ValidationOption = None,
         init: InitOption = None,
+        changes: SetOption = None,
         device: DeviceOption = "auto",
         threads: ThreadsOption = None,
         seconds: SecondsOption = None,
     ) -> None:
         from .runtime.cpu import available_threads
 
-        overrides: dict[str, Any] = {"init": str(init)} if init else {}
+        overrides: dict[str, Any] = _fields(changes or [])
+        if init:
+            overrides["init"] = str(init)
         if data:
             overrides["data"] = [str(folder) for folder in data]
+        if teacher:
+            overrides["teacher"] = [str(folder) for folder in teacher]
         options = {"resume": resume, "validation": validation, "device": device, "seconds": seconds}
         options["threads"] = threads or available_threads()
         _train(stage, config, overrides, output, options)

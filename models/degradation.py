@@ -1,11 +1,17 @@
-"""The bicubic degradation HR → LR that super-resolution papers assume: antialiased, MATLAB's border rule, 8 bits."""
+"""Downscaling HR → LR: antialiased kernels with MATLAB's border rule, and the bicubic one that papers assume, at 8 bits."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bicubic_downscale", "crop_to_multiple"]
+__all__ = ["KERNELS", "Kernel", "bicubic_downscale", "crop_to_multiple", "downscale", "to_8_bits"]
+
+Kernel = Literal["bicubic", "bilinear", "area"]
+KERNELS: tuple[Kernel, ...] = ("bicubic", "bilinear", "area")
+"""Keys' cubic (a = −0.5), triangle and box, each as wide as `scale` times its own support."""
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -16,14 +22,21 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
 
 
-def _reduce_rows(picture: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+def _weights(kernel: Kernel, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    if kernel == "bicubic":
+        return _cubic(x)
+    distance = np.abs(x)
+    return np.maximum(0.0, 1.0 - distance) if kernel == "bilinear" else (distance < 0.5).astype(np.float64)
+
+
+def _reduce_rows(picture: NDArray[np.float32], scale: int, kernel: Kernel) -> NDArray[np.float32]:
     """H×… → H/scale×…, antialiased; beyond the border the picture is mirrored with its edge pixel repeated."""
     height = picture.shape[0]
     out = height // scale
     centres = (np.arange(out) + 0.5) * scale - 0.5
     offsets = np.arange(-2 * scale, 2 * scale + 1)
     taps = np.floor(centres)[:, None].astype(np.int64) + offsets[None, :]
-    weights = _cubic((taps - centres[:, None]) / scale)
+    weights = _weights(kernel, (taps - centres[:, None]) / scale)
     weights /= weights.sum(axis=1, keepdims=True)
     mirrored = np.mod(taps, 2 * height)
     mirrored = np.where(mirrored < height, mirrored, 2 * height - 1 - mirrored)
@@ -41,14 +54,26 @@ def crop_to_multiple(picture: NDArray[np.uint8], multiple: int) -> NDArray[np.ui
     return np.ascontiguousarray(picture[:height, :width])
 
 
-def bicubic_downscale(hr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """H×W×C uint8 → (H/scale)×(W/scale)×C uint8, like MATLAB's `imresize(…, 1/scale, 'bicubic')`.
+def downscale(hr: NDArray[np.float32], scale: int, kernel: Kernel = "bicubic") -> NDArray[np.float32]:
+    """H×W×C → (H/scale)×(W/scale)×C in the same units, antialiased, not rounded.
 
     Both sides must be multiples of `scale`; `ValueError` otherwise.
     """
     height, width = hr.shape[:2]
     if height % scale or width % scale:
         raise ValueError(f"a {height}×{width} picture is no multiple of {scale}")
-    rows = _reduce_rows(hr.astype(np.float32), scale)
-    both = _reduce_rows(rows.transpose(1, 0, 2), scale).transpose(1, 0, 2)
-    return np.clip(np.floor(both + 0.5), 0, 255).astype(np.uint8)
+    rows = _reduce_rows(hr, scale, kernel)
+    return _reduce_rows(rows.transpose(1, 0, 2), scale, kernel).transpose(1, 0, 2)
+
+
+def to_8_bits(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Grey levels 0 … 255, rounded half up and clipped, as MATLAB's `uint8`."""
+    return np.clip(np.floor(picture + 0.5), 0, 255).astype(np.uint8)
+
+
+def bicubic_downscale(hr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """H×W×C uint8 → (H/scale)×(W/scale)×C uint8, like MATLAB's `imresize(…, 1/scale, 'bicubic')`.
+
+    Both sides must be multiples of `scale`; `ValueError` otherwise.
+    """
+    return to_8_bits(downscale(hr.astype(np.float32), scale))

@@ -54,6 +54,8 @@ def _check_sizes(old: RDSRConfig, new: RDSRConfig) -> None:
     if differ := [name for name in before if name not in free and before[name] != after[name]]:
         name, allowed = differ[0], ", ".join(sorted(free))
         raise CheckpointError(f"a network can grow in {allowed} alone, not from {name} {before[name]} to {after[name]}")
+    if new.condition_encoder == "statistics" and old.condition_width != new.condition_width:
+        raise CheckpointError("a condition encoder of statistics cannot grow: its layer norm would see the new features")
     moved = [depth_map(old.depth, new.depth)[depth] for depth in old.modulation_depths]
     if lost := [depth for depth in moved if depth not in new.modulation_depths]:
         raise CheckpointError(

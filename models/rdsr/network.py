@@ -15,7 +15,7 @@ from .blocks import RepConv
 from .config import RDSRConfig
 from .decoder import RepDecoder
 from .denoiser import Denoiser
-from .encoders import ConditionEncoder, LatentPriorEncoder
+from .encoders import LatentPriorEncoder, build_condition_encoder
 from .quantized import QuantizedDecoder
 
 __all__ = ["RDSR"]
@@ -35,7 +35,7 @@ class RDSR(nn.Module):
         super().__init__()
         self.config = config
         self.lpe = LatentPriorEncoder(config) if config.lpe_depth else None
-        self.condition_encoder = ConditionEncoder(config)
+        self.condition_encoder = build_condition_encoder(config)
         self.denoiser = Denoiser(config)
         self.decoder = RepDecoder(config)
         self.quantized = None
@@ -56,7 +56,7 @@ class RDSR(nn.Module):
     @property
     def condition_channels(self) -> int:
         """Channels of the condition feature map."""
-        return self.config.condition_width
+        return self.config.condition_width * (2 if self.config.condition_encoder == "statistics" else 1)
 
     @property
     def size_multiple(self) -> int:
@@ -76,7 +76,8 @@ class RDSR(nn.Module):
     @property
     def condition_radius(self) -> int:
         """Cells of the condition feature map on each side that one of them depends on."""
-        return self.config.condition_depth
+        # The statistics' first kernel reaches one cell further, and the high-pass one pixel.
+        return self.config.condition_depth + (2 if self.config.condition_encoder == "statistics" else 0)
 
     @property
     def peak_channels(self) -> int:
@@ -94,7 +95,8 @@ class RDSR(nn.Module):
 
     def prior(self, pooled: Tensor, noise: Tensor) -> Tensor:
         """Pooled condition features (N×C) and noise (N×latent) → latent prior z (N×latent)."""
-        return reverse_process(self.denoiser, self.schedule, self.condition_encoder.mlp(pooled), noise)
+        condition = self.condition_encoder.vector(pooled)
+        return reverse_process(self.denoiser, self.schedule, condition, noise) if self.config.steps else condition
 
     def latent_prior(self, lr: Tensor, noise: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and noise (N×latent or 1×latent) → latent prior z of each whole picture."""

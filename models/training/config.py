@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..photo_degradation import VECTOR_SIZE, PhotoDegradations
 from ..plain import to_plain
 from ..rdsr.config import PRESETS, RDSRConfig
 from .errors import TrainingError
@@ -17,6 +18,7 @@ __all__ = ["STAGES", "TrainConfig", "find_config"]
 STAGES = ("stage1", "stage2", "qat")
 OPTIMIZERS = ("muon", "adam")
 PIXEL_LOSSES = ("l1", "l2")
+DEGRADATIONS = ("bicubic", "photo")
 
 
 def find_config(name: Path) -> Path:
@@ -33,11 +35,20 @@ class TrainConfig:
     """"stage1" (LPE and RepD together), "stage2" (LPE frozen; condition encoder, denoiser and RepD) or "qat"
     (quantization-aware: the fused decoder with int8's rounding in it, the rest frozen)."""
     preset: str = ""
-    """Size of the network: "base", "small" or "tiny"; not for qat, whose network is that of `init`."""
+    """Size of the network: "base", "small", "tiny" or "photo"; not for qat, whose network is that of `init`."""
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `RDSRConfig` that differ from the preset, e.g. {scale = 2}."""
     data: tuple[str, ...] = ()
     """Folders of training pictures, relative to the working directory."""
+    teacher: tuple[str, ...] = ()
+    """Folders that mirror those of `data` (subfolders and stems) and hold, for some originals, what another upscaler made of
+    their LR twin, in the original's size cropped to a multiple of the scale."""
+    teacher_weight: float = 1.0
+    """Share of the teacher's picture in the target; the original has the rest. Those without one are their own target."""
+    degradation: str = "bicubic"
+    """How LR is made: "bicubic", or "photo" for random blur, resampling, noise and JPEG."""
+    photo: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `PhotoDegradations` that differ from its defaults, e.g. {jpeg = 0.8}."""
     init: str = ""
     """Checkpoint to start from, relative to the working directory, or a shipped model's name; stage2 needs the result of a
     stage1 run, qat a finished network (one that went through qat already goes on from there)."""
@@ -83,6 +94,9 @@ class TrainConfig:
     """Weight of the L1 distance between the pictures' two-dimensional Fourier coefficients, beside the pixel loss."""
     prior_weight: float = 0.1
     """stage2: weight of the L1 distance between the reverse process's z and the LPE's."""
+    prior_steps: int = 0
+    """stage2: steps at the beginning that train condition encoder and denoiser alone, on that distance; the decoder does not
+    run, so that such a step takes a fraction of a full one."""
     seed: int = 0
     """Seed of initialisation, patches and noise."""
     compile: bool = False
@@ -105,6 +119,8 @@ class TrainConfig:
             ("network", dict, "a table"),
             ("patch_sizes", (list, tuple), "a list of whole numbers from 8 to 512"),
             ("data", (list, tuple), "a list of folders"),
+            ("teacher", (list, tuple), "a list of folders"),
+            ("photo", dict, "a table"),
         )
         for name, kind, what in kinds:
             if not isinstance(getattr(self, name), kind):
@@ -123,9 +139,12 @@ class TrainConfig:
         if self.pixel_loss not in PIXEL_LOSSES:
             refuse("pixel_loss", f"one of {', '.join(PIXEL_LOSSES)}")
         object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
-        object.__setattr__(self, "data", tuple(self.data))
-        if not all(isinstance(folder, str) for folder in self.data):
-            refuse("data", "a list of folders")
+        if self.degradation not in DEGRADATIONS:
+            refuse("degradation", f"one of {', '.join(DEGRADATIONS)}")
+        for name in ("data", "teacher"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not all(isinstance(folder, str) for folder in getattr(self, name)):
+                refuse(name, "a list of folders")
         if not self.patch_sizes or any(not isinstance(p, int) or not 8 <= p <= 512 for p in self.patch_sizes):
             refuse("patch_sizes", "a list of whole numbers from 8 to 512")
         for name, low, high in (
@@ -135,11 +154,18 @@ class TrainConfig:
             ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0),
             ("range_rate", 0.0, 1e3), ("distillation", 0.0, 1.0), ("black_and_white", 0.0, 1.0),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
+            ("teacher_weight", 0.0, 1.0), ("prior_steps", 0, 100_000_000),
         ):  # fmt: skip
             value = getattr(self, name)
             whole = isinstance(low, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
                 refuse(name, f"a {'whole ' if whole else ''}number from {low} to {high}")
+        try:
+            self.photo_degradations()
+        except ValueError as error:
+            raise TrainingError(f"photo: {error}") from error
+        if self.prior_steps and self.stage != "stage2":
+            raise TrainingError(f"prior_steps is for stage2, not {self.stage}")
         if self.stage == "qat":
             return
         try:
@@ -148,6 +174,15 @@ class TrainConfig:
             raise TrainingError(f"network: {error}") from error
         if not network.lpe_depth:
             raise TrainingError("network: lpe_depth must be at least 1, training needs a latent prior encoder")
+        if network.degradation_size not in (0, VECTOR_SIZE):
+            raise TrainingError(
+                f"network: degradation_size must be 0 or {VECTOR_SIZE}, the numbers that describe a degradation"
+            )
+
+    def photo_degradations(self) -> PhotoDegradations | None:
+        """What LR patches are drawn from; None where they are bicubic. `ValueError` for fields that do not fit."""
+        settings = PhotoDegradations.from_dict(self.photo)
+        return settings if self.degradation == "photo" else None
 
     def network_config(self) -> RDSRConfig:
         """The preset with `network`'s changes; `ValueError` for fields that do not fit."""

@@ -1,4 +1,4 @@
-"""Training pictures: decoded once into memory with their LR twins, cut into random augmented patches."""
+"""Training pictures: decoded once into memory with LR twin and target, cut into random augmented patches."""
 
 from __future__ import annotations
 
@@ -7,24 +7,48 @@ import logging
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ..degradation import bicubic_downscale, crop_to_multiple
+from ..photo_degradation import VECTOR_SIZE, Degradation, PhotoDegradations
 from .errors import TrainingError
 
-__all__ = ["PICTURE_SUFFIXES", "PatchSource", "find_pictures", "read_rgb"]
+__all__ = ["PICTURE_SUFFIXES", "Batch", "PatchSource", "Picture", "find_pictures", "read_rgb"]
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 logger = logging.getLogger(__name__)
 
 _LOW_RESOLUTION = re.compile(r"^LRx\d|_LR(_|$)")
-Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Rgb = NDArray[np.uint8]
+
+
+class Picture(NamedTuple):
+    """A training picture in memory, H×W×3 uint8 RGB each."""
+
+    hr: Rgb
+    """The original, cropped to a multiple of the scale."""
+    lr: Rgb
+    """Its bicubic twin."""
+    target: Rgb
+    """What a network is to make of LR, of HR's size: the original, or its mix with a teacher's picture."""
+
+
+class Batch(NamedTuple):
+    """N patches of one size."""
+
+    target: Rgb
+    """N×sP×sP×3 uint8 RGB."""
+    lr: Rgb
+    """N×P×P×3 uint8 RGB."""
+    degradation: NDArray[np.float32]
+    """N×`VECTOR_SIZE`: how each LR patch was made (`Degradation.vector`)."""
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8] | None:
@@ -55,30 +79,69 @@ def find_pictures(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _teachers(folders: Sequence[Path]) -> dict[Path, Path]:
+    """A teacher's pictures by subfolder and stem; of two, the first folder's. `TrainingError` for a folder without any."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        for path in find_pictures([folder]):
+            found.setdefault(path.relative_to(folder).with_suffix(""), path)
+    return found
+
+
 class PatchSource:
-    """HR/LR picture pairs in memory, and batches of aligned patches drawn from them.
+    """Training pictures in memory, and batches of aligned patches drawn from them.
 
     Batch number `step` depends on the seed and the step alone, so an interrupted run resumes exactly.
     """
 
-    def __init__(self, folders: Sequence[Path], *, scale: int, patch_sizes: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        scale: int,
+        patch_sizes: Sequence[int],
+        seed: int,
+        teachers: Sequence[Path] = (),
+        teacher_weight: float = 1.0,
+        photo: PhotoDegradations | None = None,
+    ) -> None:
         """Decode every picture; unreadable ones and ones smaller than the smallest patch are named once and left out.
 
-        `TrainingError` where no picture is left for one of the patch sizes.
+        `teachers`: folders that mirror the data folders and hold a teacher's picture for some originals; the target is
+        `teacher_weight` of it and the rest of the original. `photo`: LR patches are degraded at random instead of bicubic.
+
+        `TrainingError` where no picture is left for one of the patch sizes, or a teacher's picture has another size than
+        its original cropped to a multiple of the scale.
         """
         self.scale = scale
         self.patch_sizes = tuple(patch_sizes)
         self.seed = seed
+        self.photo = photo
         self._small: list[str] = []
-        paths = find_pictures(folders)
+        found = {folder: find_pictures([folder]) for folder in folders}
+        paths = [path for pictures in found.values() for path in pictures]
+        taught = _teachers(teachers)
+        teacher_of = {
+            path: teacher
+            for folder, pictures in found.items()
+            for path in pictures
+            if (teacher := taught.get(path.relative_to(folder).with_suffix("")))
+        }
         with ThreadPoolExecutor(max_workers=2) as pool:
-            pairs = list(pool.map(self._load, paths))
+            loaded = list(pool.map(lambda path: self._load(path, teacher_of.get(path), teacher_weight), paths))
         if self._small:
             shown = ", ".join(sorted(self._small)[:5]) + (", …" if len(self._small) > 5 else "")
             logger.warning("left out %d pictures smaller than a patch (%s)", len(self._small), shown)
-        self.pairs = [pair for pair in pairs if pair is not None]
+        used = {path: picture for path, picture in zip(paths, loaded, strict=True) if picture is not None}
+        self.pictures = list(used.values())
+        self.taught = sum(path in teacher_of for path in used)
+        """How many of the pictures have a teacher's picture."""
+        if teachers and self.taught < len(used):
+            alone = len(used) - self.taught
+            logger.warning("%d of %d pictures have no teacher's picture and are their own target", alone, len(used))
         self.eligible = {
-            patch: [i for i, (_, lr) in enumerate(self.pairs) if min(lr.shape[:2]) >= patch] for patch in self.patch_sizes
+            patch: [i for i, picture in enumerate(self.pictures) if min(picture.lr.shape[:2]) >= patch]
+            for patch in self.patch_sizes
         }
         for patch, fitting in self.eligible.items():
             if not fitting:
@@ -86,11 +149,10 @@ class PatchSource:
                     f"none of the {len(paths)} pictures can be used for patches of {patch} LR pixels, "
                     f"which need at least {patch * scale} pixels a side"
                 )
-        named = [(path.name, pair[0].shape) for path, pair in zip(paths, pairs, strict=True) if pair is not None]
-        self.digest = hashlib.sha256(repr(named).encode()).hexdigest()
-        """Of the names and sizes of the pictures: what a resumed run must find again."""
+        self.digest = _digest(used, teacher_of)
+        """Of the names and sizes of the pictures, and who has a teacher: what a resumed run must find again."""
 
-    def _load(self, path: Path) -> Batch | None:
+    def _load(self, path: Path, teacher: Path | None, weight: float) -> Picture | None:
         picture = read_rgb(path)
         if picture is None:
             logger.warning("left out %s: not a readable picture", path)
@@ -99,26 +161,41 @@ class PatchSource:
         if min(hr.shape[:2]) < min(self.patch_sizes) * self.scale:
             self._small.append(path.name)
             return None
-        return hr, bicubic_downscale(hr, self.scale)
+        target = hr if teacher is None else _taught(hr, teacher, weight)
+        return Picture(hr, bicubic_downscale(hr, self.scale), target)
 
     def batch(self, step: int, size: int) -> Batch:
-        """Batch of about `size` patches (at the first patch size): HR N×sP×sP×3 and LR N×P×P×3, uint8."""
+        """Batch of about `size` patches (at the first patch size)."""
         rng = np.random.default_rng((self.seed, step))
         patch = int(rng.choice(self.patch_sizes))
         count = max(2, round(size * (self.patch_sizes[0] / patch) ** 2))
         scale = self.scale
-        hr = np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8)
-        lr = np.empty((count, patch, patch, 3), dtype=np.uint8)
+        batch = Batch(
+            np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8),
+            np.empty((count, patch, patch, 3), dtype=np.uint8),
+            np.empty((count, VECTOR_SIZE), dtype=np.float32),
+        )
         for index in range(count):
             # Every picture is equally likely: 0.02 dB better on Kodak24 after 800 steps than likelier large ones.
-            big, small = self.pairs[int(rng.choice(self.eligible[patch]))]
-            y, x = (int(rng.integers(side - patch + 1)) for side in small.shape[:2])
+            picture = self.pictures[int(rng.choice(self.eligible[patch]))]
+            y, x = (int(rng.integers(side - patch + 1)) for side in picture.lr.shape[:2])
             turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
-            for source, target, unit in ((big, hr, scale), (small, lr, 1)):
-                cut = source[y * unit : (y + patch) * unit, x * unit : (x + patch) * unit]
+
+            def turned(cut: Rgb, turn: int = turn, mirror: bool = mirror) -> Rgb:
                 cut = np.rot90(cut, turn)
-                target[index] = cut[:, ::-1] if mirror else cut
-        return hr, lr
+                return cut[:, ::-1] if mirror else cut
+
+            y_hr, x_hr, side = y * scale, x * scale, patch * scale
+            batch.target[index] = turned(picture.target[y_hr : y_hr + side, x_hr : x_hr + side])
+            degradation = Degradation() if self.photo is None else self.photo.draw(rng)
+            if degradation.clean:
+                batch.lr[index] = turned(picture.lr[y : y + patch, x : x + patch])
+            else:
+                margin = degradation.margin(scale)
+                window = turned(_window(picture.hr, y_hr, x_hr, side, margin * scale))
+                batch.lr[index] = _degraded(window, degradation, patch, scale, rng)
+            batch.degradation[index] = degradation.vector()
+        return batch
 
     def stream(self, start: int, stop: int, size: int) -> Iterator[Batch]:
         """Batches `start` … `stop` − 1, prepared a few ahead in a background thread."""
@@ -150,3 +227,40 @@ class PatchSource:
                 yield item
         finally:
             closed.set()
+
+
+def _taught(hr: Rgb, path: Path, weight: float) -> Rgb:
+    """The mix of an original and its teacher's picture, rounded to 8 bits."""
+    teacher = read_rgb(path)
+    if teacher is None:
+        raise TrainingError(f"the teacher's picture {path} is not a readable picture")
+    if teacher.shape != hr.shape:
+        sizes = (f"{picture.shape[0]}×{picture.shape[1]}" for picture in (teacher, hr))
+        raise TrainingError("the teacher's picture {} has {} pixels, its original {}".format(path, *sizes))
+    return np.asarray(cv2.addWeighted(teacher, weight, hr, 1 - weight, 0), np.uint8)
+
+
+def _window(picture: Rgb, y: int, x: int, side: int, margin: int) -> Rgb:
+    """A square with a margin around it; beyond the border the picture is mirrored with its edge pixel repeated."""
+
+    def indices(start: int, length: int) -> NDArray[np.intp]:
+        wanted = np.mod(np.arange(start - margin, start + side + margin), 2 * length)
+        return np.where(wanted < length, wanted, 2 * length - 1 - wanted)
+
+    height, width = picture.shape[:2]
+    if margin <= min(y, x) and y + side + margin <= height and x + side + margin <= width:
+        return picture[y - margin : y + side + margin, x - margin : x + side + margin]
+    return picture[np.ix_(indices(y, height), indices(x, width))]
+
+
+def _degraded(window: Rgb, degradation: Degradation, patch: int, scale: int, rng: np.random.Generator) -> Rgb:
+    """The middle of a degraded window; the grid of JPEG blocks begins anywhere."""
+    margin = (window.shape[0] // scale - patch) // 2
+    top, left = rng.integers(8, size=2) if degradation.jpeg else (0, 0)
+    lr = degradation.apply(window[top * scale :, left * scale :], scale, rng)
+    return lr[margin - top : margin - top + patch, margin - left : margin - left + patch]
+
+
+def _digest(used: Mapping[Path, Picture], teacher_of: Mapping[Path, Path]) -> str:
+    named = [(path.name, picture.hr.shape, *(["taught"] if path in teacher_of else [])) for path, picture in used.items()]
+    return hashlib.sha256(repr(named).encode()).hexdigest()

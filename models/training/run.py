@@ -70,9 +70,9 @@ def _finished_network(path: Path) -> RDSR:
 def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> None:
     """Give the network a quantized decoder, with ranges from the middles of some of the training pictures."""
     noise = torch.randn(1, network.config.latent_size, generator=torch.Generator().manual_seed(0))
-    spread = source.pairs[:: max(1, len(source.pairs) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
+    spread = source.pictures[:: max(1, len(source.pictures) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
     samples = []
-    for _, lr in spread:
+    for _, lr, _ in spread:
         top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
         middle = lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
         samples.append(sample_of(network, middle, noise))
@@ -122,9 +122,16 @@ def train(
         network = RDSR(config.network_config())
         if state is None and config.init:
             _start_from(network, resolve_checkpoint(config.init), config.stage, grown=config.grow)
-    pairs = load_pairs(validation, network.config.scale) if validation else []
+    photo = config.photo_degradations()
+    pairs = load_pairs(validation, network.config.scale, photo=photo is not None) if validation else []
     source = PatchSource(
-        [Path(f) for f in config.data], scale=network.config.scale, patch_sizes=config.patch_sizes, seed=config.seed
+        [Path(folder) for folder in config.data],
+        scale=network.config.scale,
+        patch_sizes=config.patch_sizes,
+        seed=config.seed,
+        teachers=[Path(folder) for folder in config.teacher],
+        teacher_weight=config.teacher_weight,
+        photo=photo,
     )
     if config.stage == "qat" and network.quantized is None:
         _quantize(network, source, black_and_white=config.black_and_white > 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from ..rdsr.calibrate import hard_edges
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .errors import TrainingError
+from .validation import Predict
 
 __all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "stage_losses"]
 
@@ -59,21 +59,36 @@ def picture_loss(sr: Tensor, hr: Tensor, config: TrainConfig) -> tuple[Tensor, T
     return loss, l1.detach()
 
 
-def stage_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:
-    """Forward pass of one step. `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent."""
+def stage_losses(
+    network: RDSR,
+    config: TrainConfig,
+    lr: Tensor,
+    target: Tensor,
+    noise: Tensor,
+    degradation: Tensor | None = None,
+    *,
+    prior_alone: bool = False,
+) -> Losses:
+    """Forward pass of one step.
+
+    `lr` N×3×H×W and `target` N×3×sH×sW in [0, 1], `noise` N×latent, `degradation` N×`VECTOR_SIZE` for a latent prior
+    encoder that is told it. `prior_alone` (stage2): the decoder does not run, the loss is the prior's.
+    """
     if config.stage == "stage1":
-        z = _lpe(network)(lr, hr)
-        loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
+        z = _lpe(network)(lr, target, degradation)
+        loss, pixel = picture_loss(network.decoder(lr, z).float(), target, config)
         return Losses(loss, pixel, torch.zeros(()))
     if config.stage == "qat":
-        return _qat_losses(network, config, lr, hr, noise)
+        return _qat_losses(network, config, lr, target, noise)
     with torch.no_grad():
-        target = _lpe(network)(lr, hr).float()
+        wanted = _lpe(network)(lr, target, degradation).float()
     pooled = network.feature_map(lr).mean(dim=(2, 3))
     with torch.autocast(lr.device.type, enabled=False):  # a few thousand multiplications: float32 costs nothing here
         z = network.prior(pooled.float(), noise)
-    prior = F.l1_loss(z, target)
-    loss, pixel = picture_loss(network.decoder(lr, z).float(), hr, config)
+    prior = F.l1_loss(z, wanted)
+    if prior_alone:
+        return Losses(prior, torch.zeros(()), prior.detach())
+    loss, pixel = picture_loss(network.decoder(lr, z).float(), target, config)
     return Losses(loss + config.prior_weight * prior, pixel, prior.detach())
 
 
@@ -104,17 +119,17 @@ def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, nois
     return Losses(loss, pixel, torch.zeros(()))
 
 
-def predict_with(network: RDSR, stage: str) -> Callable[[Tensor, Tensor], Tensor]:
+def predict_with(network: RDSR, stage: str) -> Predict:
     """The picture a validation looks at: stage1 takes z from the LPE, which sees HR, the others from the reverse process."""
     if stage == "stage1":
-        return lambda lr, hr: network.decoder(lr, _lpe(network)(lr, hr))
+        return lambda lr, hr, degradation: network.decoder(lr, _lpe(network)(lr, hr, degradation))
     # The noise of seed 0 as deployment draws it (`runtime.pipeline.initial_noise`): validation sees the shipped function.
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal((1, network.config.latent_size))).float()
     if stage == "qat":
 
-        def quantized(lr: Tensor, hr: Tensor) -> Tensor:
+        def quantized(lr: Tensor, hr: Tensor, degradation: Tensor) -> Tensor:
             z = network.latent_prior(lr, noise.to(lr.device))
             return _quantized(network)(lr, z)
 
         return quantized
-    return lambda lr, hr: network(lr, noise.to(lr.device))
+    return lambda lr, hr, degradation: network(lr, noise.to(lr.device))

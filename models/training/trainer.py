@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..checkpoint import save_checkpoint, write_whole
 from ..rdsr.network import RDSR
 from .config import TrainConfig
-from .data import PatchSource
+from .data import Batch, PatchSource
 from .errors import TrainingError
 from .muon import Muon
 from .stages import STAGE_PARTS, predict_with, stage_losses
@@ -62,8 +62,9 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
         raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict) or not {"config", "step", "data", "network", "ema"} <= set(state):
         raise TrainingError(f"{path} is damaged: it is no state of a training run")
-    before, now = json.loads(state["config"]), config.to_dict()
-    free = ("checkpoint_minutes", "validate_every", "init", "data")
+    # Fields that came into being after the run began have their defaults there.
+    before, now = TrainConfig.from_values(json.loads(state["config"]), str(path)).to_dict(), config.to_dict()
+    free = ("checkpoint_minutes", "validate_every", "init", "data", "teacher")
     if differ := [k for k in now if k not in free and before.get(k) != now[k]]:
         changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
         raise TrainingError(f"{folder} was trained under another config ({changes})")
@@ -92,7 +93,8 @@ def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimize
 class Trainer:
     """One run in one folder, which must exist.
 
-    It holds `state.pt` (everything to resume), `ema.safetensors` (the result), `log.csv` and `config.json`.
+    It holds `state.pt` (everything to resume), `ema.safetensors` (the result), `best.safetensors` (the weights that did
+    best in validation), `log.csv` and `config.json`.
     """
 
     def __init__(
@@ -129,6 +131,8 @@ class Trainer:
         self.skipped = 0
         self.running_loss: float | None = None
         self.seconds_before = 0.0
+        self.best: float | None = None
+        """PSNR-Y of `best.safetensors`."""
         self.skipped_in_a_row = 0
         self.between_steps = True
         self.stop = False
@@ -146,20 +150,25 @@ class Trainer:
             "running_loss": self.running_loss,
             "seconds": elapsed,
             "sums": self.sums,
+            "best": self.best,
             "data": self.data.digest,
             "network": self.network.state_dict(),
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        network_config = self.network.config.to_dict()
-        notes = {"stage": self.config.stage, "iterations": str(self.step), "ema_decay": str(self.config.ema_decay)}
-        parts = STAGE_PARTS["stage1"] if self.config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"], "quantized")
-        weights = {key: value for key, value in self._averaged().state_dict().items() if key.split(".")[0] in parts}
-        save_checkpoint(self.folder / "ema.safetensors", weights, "rdsr", network_config, notes)
+        self._save_average("ema.safetensors")
         # The state last: where it says that a run is finished, the result is there.
         content = io.BytesIO()  # torch's writer turns a full disk into an error of its own kind
         torch.save(state, content)
         write_whole(self.folder / "state.pt", content.getvalue())
+
+    def _save_average(self, name: str, **notes: str) -> None:
+        """Write the EMA weights as a checkpoint."""
+        config = self.config
+        parts = STAGE_PARTS["stage1"] if config.stage == "stage1" else ("lpe", *STAGE_PARTS["stage2"], "quantized")
+        weights = {key: value for key, value in self._averaged().state_dict().items() if key.split(".")[0] in parts}
+        notes = {"stage": config.stage, "iterations": str(self.step), "ema_decay": str(config.ema_decay)} | notes
+        save_checkpoint(self.folder / name, weights, "rdsr", self.network.config.to_dict(), notes)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from what `read_state` has read; `TrainingError` where the run was trained on other pictures."""
@@ -171,7 +180,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.skipped = state["step"], state["skipped"]
         self.running_loss, self.seconds_before = state["running_loss"], state["seconds"]
-        self.sums = state["sums"]
+        self.sums, self.best = state["sums"], state.get("best")
         self._trim_log()
 
     def _trim_log(self) -> None:
@@ -206,9 +215,11 @@ class Trainer:
     def _tensor(self, patches: np.ndarray) -> Tensor:
         return torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2).float().div_(255)
 
-    def _train_step(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    def _train_step(self, batch: Batch) -> dict[str, float]:
         config = self.config
-        hr, lr = self._tensor(batch[0]), self._tensor(batch[1])
+        target, lr = self._tensor(batch.target), self._tensor(batch.lr)
+        degradation = torch.from_numpy(batch.degradation).to(self.device)
+        prior_alone = self.step < config.prior_steps
         generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
         noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
         rate = learning_rate(config, self.step)
@@ -216,13 +227,16 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            losses = self.losses(self.network, config, lr, hr, noise)
+            losses = self.losses(self.network, config, lr, target, noise, degradation, prior_alone=prior_alone)
         self.network.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
         value = float(losses.total.detach())
         factor = config.spike_factor ** (2 if config.pixel_loss == "l2" else 1)
-        limit = math.inf if self.running_loss is None or self.step < 200 else factor * self.running_loss
+        if self.step == config.prior_steps:
+            self.running_loss = None  # from here on it is another loss
+        settled = self.running_loss is not None and self.step >= config.prior_steps + 200
+        limit = factor * self.running_loss if settled and self.running_loss is not None else math.inf
         if math.isfinite(value) and math.isfinite(norm) and value <= limit:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -245,10 +259,16 @@ class Trainer:
         count, waited, busy = (terms.pop(name, 0) for name in ("count", "waited", "busy"))
         row: dict[str, Any] = dict.fromkeys(LOG_FIELDS, "") | {k: f"{v / count:.6g}" for k, v in terms.items()}
         row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
-        row |= {"data_wait_share": f"{waited / busy:.4f}", "psnr_y": f"{self.validate():.4f}" if validate else ""}
+        row |= {"data_wait_share": f"{waited / busy:.4f}"}
+        if validate:
+            psnr = self.validate()
+            row["psnr_y"] = f"{psnr:.4f}"
+            if self.best is None or psnr > self.best:
+                self.best = psnr
+                self._save_average("best.safetensors", psnr_y=row["psnr_y"])
         return row
 
-    def _one_step(self, stream: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _one_step(self, stream: Iterator[Batch]) -> None:
         """Fetch a batch, train on it, count it."""
         before = time.monotonic()
         batch = next(stream)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rdsr.models.degradation import bicubic_downscale, crop_to_multiple
+from rdsr.models.photo_degradation import Degradation, PhotoDegradations
 from rdsr.models.training.data import PatchSource, find_pictures, read_rgb
 from rdsr.models.training.errors import TrainingError
 from rdsr.tests.conftest import ROOT
@@ -116,7 +117,7 @@ def test_patches_are_aligned_pairs(folder: Path) -> None:
     source = PatchSource([folder], scale=4, patch_sizes=(8, 12), seed=0)
     sizes = set()
     for step in range(12):
-        hr, lr = source.batch(step, 4)
+        hr, lr, _ = source.batch(step, 4)
         sizes.add(lr.shape[1])
         assert hr.shape[1:] == (lr.shape[1] * 4, lr.shape[2] * 4, 3)
         for big, small in zip(hr, lr, strict=True):
@@ -128,7 +129,7 @@ def test_patches_are_aligned_pairs(folder: Path) -> None:
 def test_batches_depend_on_seed_and_step_alone(folder: Path) -> None:
     source = PatchSource([folder], scale=4, patch_sizes=(8,), seed=0)
     streamed = list(source.stream(3, 6, 4))
-    for step, (hr, lr) in zip(range(3, 6), streamed, strict=True):
+    for step, (hr, lr, _) in zip(range(3, 6), streamed, strict=True):
         assert np.array_equal(source.batch(step, 4)[0], hr)
         assert np.array_equal(source.batch(step, 4)[1], lr)
     assert not np.array_equal(source.batch(0, 4)[0], source.batch(1, 4)[0])
@@ -150,7 +151,7 @@ def test_unusable_pictures_are_named_and_left_out(folder: Path, caplog: pytest.L
     cv2.imwrite(str(folder / "small.png"), noise_picture(20, 90))
     with caplog.at_level(logging.WARNING):
         source = PatchSource([folder], scale=4, patch_sizes=(8,), seed=0)
-    assert len(source.pairs) == 3
+    assert len(source.pictures) == 3
     assert caplog.text.count("broken.png") == 1
     assert caplog.text.count("small.png") == 1
 
@@ -163,3 +164,89 @@ def test_folders_without_use_are_refused(tmp_path: Path, folder: Path) -> None:
         PatchSource([tmp_path / "empty"], scale=4, patch_sizes=(8,), seed=0)
     with pytest.raises(TrainingError, match="at least 1200 pixels"):
         PatchSource([folder], scale=4, patch_sizes=(300,), seed=0)
+
+
+def with_teacher(folder: Path, teacher: Path, name: str, value: int = 0) -> None:
+    """A teacher's picture of one value for an original of the folder."""
+    hr = crop_to_multiple(read_rgb(folder / name), 4)
+    (teacher / name).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str((teacher / name).with_suffix(".jpg")), np.full_like(hr, value))
+
+
+@pytest.fixture
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("teacher")]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_a_teachers_picture_is_mixed_into_the_target(
+    folder: Path, teachers: list[Path], weight: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "sub").mkdir()
+    (folder / "2.png").rename(folder / "sub" / "2.png")
+    with_teacher(folder, teachers[0], "sub/2.png", 40)
+    with_teacher(folder, teachers[1], "1.png", 80)
+    options = {"scale": 4, "patch_sizes": (8,), "seed": 0}
+    plain = PatchSource([folder], **options)
+    source = PatchSource([folder], **options, teachers=teachers, teacher_weight=weight)
+    assert source.taught == 2
+    assert "1 of 3 pictures have no teacher's picture" in caplog.text
+    for picture, original, value in zip(source.pictures, plain.pictures, (None, 80, 40), strict=True):
+        assert np.array_equal(picture.lr, original.lr), "LR comes from the original"
+        assert np.array_equal(picture.hr, original.hr)
+        wanted = original.hr if value is None else weight * value + (1 - weight) * original.hr
+        assert np.abs(picture.target - wanted).max() <= 0.5
+    assert source.digest != plain.digest
+    moved = PatchSource([folder / "sub"], **options, teachers=teachers)
+    assert moved.taught == 0, "of another subfolder"
+
+
+def test_a_teachers_picture_of_another_size_is_refused_by_name(folder: Path, teachers: list[Path]) -> None:
+    teacher = teachers[0]
+    cv2.imwrite(str(teacher / "1.png"), noise_picture(90, 71))
+    with pytest.raises(TrainingError, match=r"1\.png has 90×71 pixels, its original 88×68"):
+        PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher])
+    (teacher / "1.png").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match=r"1\.png is not a readable picture"):
+        PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher])
+    with pytest.raises(TrainingError, match="does not exist"):
+        PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher / "none"])
+
+
+def test_photo_patches_are_degraded_and_say_how(folder: Path) -> None:
+    plain = PatchSource([folder], scale=4, patch_sizes=(12,), seed=0)
+    source = PatchSource([folder], scale=4, patch_sizes=(12,), seed=0, photo=PhotoDegradations(clean=0.3))
+    clean = Degradation().vector()
+    seen = {True: 0, False: 0}
+    for step in range(10):
+        batch, again = source.batch(step, 4), source.batch(step, 4)
+        assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True)), "drawn from seed and step"
+        for target, lr, vector in zip(*batch, strict=True):
+            bicubic = bicubic_downscale(target, 4).astype(int)
+            untouched = np.abs(bicubic - lr)[2:-2, 2:-2].max() <= 1
+            seen[untouched] += 1
+            if np.array_equal(vector, clean):
+                assert untouched
+    assert min(seen.values()) > 0
+    first = plain.batch(0, 4)
+    assert (first.degradation == clean).all()
+
+
+def test_photo_patches_lie_where_their_targets_lie(tmp_path: Path) -> None:
+    """A mild degradation leaves LR close to the target's own twin, in all orientations and up to the border."""
+    smooth = cv2.GaussianBlur(noise_picture(48, 56)[:, :, :1], (0, 0), 4)
+    grey = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    mild = PhotoDegradations(
+        clean=0.0, blur=1.0, blur_sigma=(0.5, 1.0), gaussian=0.0, poisson=0.0, jpeg=0.5, jpeg_quality=(98, 100)
+    )
+    source = PatchSource([tmp_path], scale=4, patch_sizes=(8,), seed=0, photo=mild)
+    for step in range(8):
+        batch = source.batch(step, 4)
+        for target, lr in zip(batch.target, batch.lr, strict=True):
+            twin = bicubic_downscale(target, 4).astype(int)
+
+            def distance(down: int, right: int, lr: np.ndarray = lr, twin: np.ndarray = twin) -> float:
+                return float(np.abs(np.roll(lr, (down, right), (0, 1)) - twin)[2:-2, 2:-2].mean())
+
+            assert distance(0, 0) < min(distance(1, 0), distance(-1, 0), distance(0, 1), distance(0, -1))

@@ -147,8 +147,8 @@ def test_slices_by_time_go_on_where_they_stopped(pictures: Path, tmp_path: Path)
 def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     original = trainer_module.stage_losses
 
-    def spiky(*arguments):
-        result = original(*arguments)
+    def spiky(*arguments, **options):
+        result = original(*arguments, **options)
         spiky.calls += 1
         return dataclasses.replace(result, total=result.total * (float("nan") if spiky.calls == 5 else 1.0))
 
@@ -165,9 +165,9 @@ def test_a_nan_in_the_network_leaves_no_trace(pictures: Path, tmp_path: Path, mo
     """Not in the weights, nor in the running statistics of the latent prior, nor in the log."""
     original = trainer_module.stage_losses
 
-    def poisoned(network, config, lr, hr, noise):
+    def poisoned(network, config, lr, hr, *rest, **options):
         poisoned.calls += 1
-        return original(network, config, lr, hr * float("nan") if poisoned.calls == 5 else hr, noise)
+        return original(network, config, lr, hr * float("nan") if poisoned.calls == 5 else hr, *rest, **options)
 
     poisoned.calls = 0
     monkeypatch.setattr(trainer_module, "stage_losses", poisoned)
@@ -182,8 +182,8 @@ def test_finite_spikes_are_left_out_and_divergence_stops_the_run(
 ) -> None:
     original = trainer_module.stage_losses
 
-    def exploding(*arguments):
-        result = original(*arguments)
+    def exploding(*arguments, **options):
+        result = original(*arguments, **options)
         exploding.calls += 1
         return dataclasses.replace(result, total=result.total * (1e3 if exploding.calls > 205 else 1.0))
 
