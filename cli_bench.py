@@ -44,6 +44,10 @@ def quality(
     drop: Annotated[
         bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
     ] = False,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed, always the same; may be repeated."),
+    ] = None,
     with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
     backend: BackendOption = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8; or several, by commas.")] = "auto",
@@ -85,7 +89,7 @@ def quality(
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
         against = {reference.model: reference for reference in references}
     with steps_shown("quality") as progress:
-        measured, failed = bench.quality(candidates, [*dataset, *(more or [])], progress, against)
+        measured, failed = bench.quality(candidates, [*dataset, *(more or [])], progress, against, degradation or (None,))
     failures += failed
     if not measured:
         fail("; ".join(failures), FAILED, as_json)
@@ -308,6 +312,10 @@ def prior(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
     windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of windows in LR pixels; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed; may be repeated."),
+    ] = None,
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
     as_json: JsonOption = False,
@@ -324,10 +332,17 @@ def prior(
     used = threads or available_threads()
     with steps_shown("prior") as progress:
         measured = measure_prior(
-            checkpoint, dataset, windows=windows or (24, 48, 96), seeds=seeds, threads=used, progress=progress
+            checkpoint,
+            dataset,
+            windows=windows or (24, 48, 96),
+            seeds=seeds,
+            degradations=degradation or (),
+            threads=used,
+            progress=progress,
         )
     rows = [dataclasses.asdict(row) for row in measured]
-    report = stamp() | {"dataset": dataset.resolve().name, "checkpoint": checkpoint, "threads": used, "rows": rows}
+    facts = {"dataset": dataset.resolve().name, "degradations": degradation or [], "checkpoint": checkpoint, "threads": used}
+    report = stamp() | facts | {"rows": rows}
     if output is not None:
         write_table(output, "prior", report, PRIOR_COLUMNS, rows)
     show_rows(report, PRIOR_COLUMNS, rows, as_json)

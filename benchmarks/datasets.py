@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.photo_degradation import TEST_DEGRADATIONS, degrade_for_test
 from ..runtime.arrays import split_alpha
 from ..runtime.errors import PictureError
 from ..runtime.picture_files import read_picture
@@ -28,13 +29,19 @@ class Dataset:
     scale: int
     pairs: tuple[tuple[Path, Path], ...]
     """(LR, HR) paths, sorted by HR name."""
+    degradation: str | None = None
+    """One of `TEST_DEGRADATIONS`, by which LR is made of HR; None for the data set's own LR."""
 
     def __iter__(self) -> Iterator[tuple[str, Rgb, Rgb]]:
         """(name, LR, HR) as H×W×3 uint8 RGB; HR is cropped to a multiple of the scale."""
         for low, high in self.pairs:
-            lr, hr = _rgb(low), _rgb(high)
+            hr = _rgb(high)
             height, width = (side - side % self.scale for side in hr.shape[:2])
             hr = hr[:height, :width]
+            if self.degradation is not None:
+                yield high.stem, degrade_for_test(hr, self.scale, self.degradation, high.stem), hr
+                continue
+            lr = _rgb(low)
             if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
                 raise BenchmarkError(
                     f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{self.scale} of {high} ({height}×{width})"
@@ -68,19 +75,24 @@ def _folders(root: Path, scale: int) -> tuple[Path, Path, str] | None:
     return high, high.parent / re.sub(r"_HR$", "_LR_bicubic", high.name) / f"X{scale}", f"x{scale}"
 
 
-def find_dataset(root: Path, scale: int) -> Dataset:
-    """The data set in a folder; `BenchmarkError` names the folder or the picture that is missing."""
+def find_dataset(root: Path, scale: int, degradation: str | None = None) -> Dataset:
+    """The data set in a folder; `BenchmarkError` names the folder or the picture that is missing.
+
+    With a `degradation`, LR is made of HR, and the data set needs none of its own.
+    """
+    if degradation is not None and degradation not in TEST_DEGRADATIONS:
+        raise BenchmarkError(f"degradation must be {', '.join(TEST_DEGRADATIONS)}, not {degradation!r}")
     if not root.is_dir():
         raise BenchmarkError(f"the data set {root} does not exist")
     folders = _folders(root, scale)
     if folders is None:
         raise BenchmarkError(f"{root} is no data set: it has neither HR/ nor a folder like DIV2K_valid_HR/")
     high, low, suffix = folders
-    if not low.is_dir():
+    if not low.is_dir() and degradation is None:
         raise BenchmarkError(f"the data set {root} has no {low} for ×{scale}")
     pairs = tuple((low / f"{path.stem}{suffix}.png", path) for path in sorted(high.glob("*.png")))
     if not pairs:
         raise BenchmarkError(f"the data set {root} has no pictures in {high.name}/")
-    if missing := next((lr for lr, _ in pairs if not lr.is_file()), None):
+    if degradation is None and (missing := next((lr for lr, _ in pairs if not lr.is_file()), None)):
         raise BenchmarkError(f"the data set {root} lacks {missing.parent.name}/{missing.name}")
-    return Dataset(root.resolve().name, scale, pairs)
+    return Dataset(root.resolve().name, scale, pairs, degradation)

@@ -45,13 +45,17 @@ def measure_prior(
     *,
     windows: Sequence[int] = (24, 48, 96),
     seeds: int = 10,
+    degradations: Sequence[str] = (),
     threads: int,
     progress: Callable[[str], None] = lambda what: None,
 ) -> list[PriorRow]:
     """Rows for whole pictures, local windows of some LR sides, LPE (which sees HR), foreign priors, seeds, and z_T = 0.
 
-    Windows at the right and bottom edge are smaller where the side does not divide the picture. Runs the torch network in
-    float32. Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
+    `degradations`: each picture comes once under each of these, instead of its own LR; its neighbour, whose prior "another
+    picture's" is, then has another degradation. Windows at the right and bottom edge are smaller where the side does not
+    divide the picture. Runs the torch network in float32.
+
+    Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
     """
     if any(side < 1 for side in windows):
         raise BenchmarkError(f"a window needs at least 1 LR pixel a side, not {min(windows)}")
@@ -59,13 +63,18 @@ def measure_prior(
         raise BenchmarkError(f"at least 1 seed is needed, not {seeds}")
     import torch
 
+    from ..models.photo_degradation import TEST_DEGRADATIONS, Degradation
     from ..models.registry import load_model, resolve_checkpoint
 
     torch.set_num_threads(threads)
     loaded: Any = load_model(resolve_checkpoint(checkpoint)).network
-    dataset = find_dataset(root, loaded.scale)
     network: Any = loaded.fuse()
-    pictures = list(dataset)
+    ways = degradations or (None,)
+    datasets = [find_dataset(root, loaded.scale, degradation) for degradation in ways]
+    dataset = datasets[0]
+    pictures = [picture for same in zip(*datasets, strict=True) for picture in same]
+    vectors = [(TEST_DEGRADATIONS[way] if way else Degradation()).vector() for way in ways]
+    told = [torch.from_numpy(vector)[None] for _ in range(len(pictures) // len(ways)) for vector in vectors]
     noises = {f"seed {seed}": torch.from_numpy(initial_noise(seed, network.latent_size)) for seed in range(seeds)}
     noises["zero as initial latent"] = torch.zeros(1, network.latent_size)
 
@@ -91,8 +100,9 @@ def measure_prior(
             add(f"windows of {side}×{side} LR pixels", (_by_windows(network, lr, prior, side) for lr in tensors))
         if loaded.lpe is not None:
             originals = [torch.from_numpy(to_graph(hr)) for _, _, hr in pictures]
-            pairs = zip(tensors, originals, strict=True)
-            add("LPE, which sees the original", (_picture(network, lr, loaded.lpe(lr, hr)) for lr, hr in pairs))
+            triples = zip(tensors, originals, told, strict=True)
+            seen = (_picture(network, lr, loaded.lpe(lr, hr, degradation)) for lr, hr, degradation in triples)
+            add("LPE, which sees the original", seen)
         if len(pictures) > 1:
             shifted = own[1:] + own[:1]
             add("another picture's", (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))

@@ -69,6 +69,8 @@ class QualityRow:
     psnr_rgb: float
     weights: str
     """See `Candidate`."""
+    degradation: str
+    """How LR was made: "bicubic", which is the data set's own, or one of `TEST_DEGRADATIONS`."""
     worst_psnr_y: float
     """The lowest PSNR-Y of a single picture."""
     psnr_drop_db: float | None = None
@@ -201,6 +203,7 @@ def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = 
         ssim_y=round(float(means[1]), 5),
         psnr_rgb=round(float(means[2]), 4),
         weights=candidate.weights,
+        degradation=dataset.degradation or "bicubic",
         worst_psnr_y=round(min(v[0] for v in values), 4),
         psnr_drop_db=round(float(np.mean(drops)), 4) if drops else None,
         worst_drop_db=round(max(drops), 4) if drops else None,
@@ -212,16 +215,22 @@ def quality(
     datasets: Sequence[Path],
     progress: Callable[[str], None] = lambda what: None,
     against: Mapping[str, Candidate] | None = None,
+    degradations: Sequence[str | None] = (None,),
 ) -> tuple[list[QualityRow], list[str]]:
     """Every candidate on every data set, and a sentence for each candidate that fails on one.
 
     Raises `BenchmarkError` where a data set is at fault; they are found before the first picture runs. `against`: model →
-    what its drops are counted from.
+    what its drops are counted from. `degradations`: see `find_dataset`.
     """
-    jobs = [(candidate, find_dataset(root, candidate.scale)) for root in datasets for candidate in candidates]
+    jobs = [
+        (candidate, find_dataset(root, candidate.scale, degradation))
+        for root in datasets
+        for degradation in degradations
+        for candidate in candidates
+    ]
     rows, failures = [], []
     for candidate, dataset in jobs:
-        progress(f"{candidate.model} on {dataset.name}")
+        progress(f"{candidate.model} on {dataset.name}{f', {dataset.degradation}' if dataset.degradation else ''}")
         try:
             rows.append(measure(candidate, dataset, (against or {}).get(candidate.model)))
         except CandidateError as error:

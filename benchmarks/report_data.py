@@ -262,8 +262,9 @@ def _peak(node: Node) -> Peak:
 
 
 def _quality_nodes(node: Node) -> list[Node]:
-    """A report of one row is that row itself."""
-    return node.nodes("rows") if "rows" in node.content else [node]
+    """A report of one row is that row itself. Rows of degraded pictures cannot stand beside others'."""
+    nodes = node.nodes("rows") if "rows" in node.content else [node]
+    return [row for row in nodes if row.maybe_text("degradation") in (None, "bicubic")]
 
 
 def _quality(node: Node) -> Quality:

@@ -36,6 +36,7 @@ Columns = Mapping[str, tuple[str, str]]
 
 QUALITY_COLUMNS = {
     "dataset": ("data set", ""),
+    "degradation": ("degradation", ""),
     "images": ("images", ""),
     "model": ("model", ""),
     "weights": ("weights", ""),
