@@ -7,6 +7,7 @@ MODEL := rdsr-small
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast bench check-large lint format default-bundle wheel clean
+.PHONY: family family-status family-pause family-continue family-take family-pack
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,6 +52,27 @@ bench: $(VENV)/.export  ## ten minutes: latency, scaling, quality and report in 
 	$(BIN)/rdsr bench quality --model rdsr-small --model rdsr-tiny --model bicubic --precision fp32,int8 --threads 2 --dataset $(BENCH_DATASET) -o $(BENCH) || $(call WRITTEN,quality)
 	$(BIN)/rdsr bench crops --dataset export/samples --threads 2 -o $(BENCH)/crops.png
 	$(BIN)/rdsr bench report -o $(BENCH) --readme README.md
+
+RUNS ?= ../runs
+FAMILY := $(BIN)/rdsr train family
+FAMILY_TESTS ?= $(wildcard $(addprefix ../shared/data/test/,Set5 Set14 B100))
+
+family: $(VENV)/.export  ## train the family for ever in RUNS, at the lowest priority; kill it whenever you like
+	exec $(FAMILY) run --runs $(RUNS)
+
+family-status: $(VENV)/.export  ## stage, step, minutes, Kodak24 of every member in RUNS
+	@$(FAMILY) status --runs $(RUNS)
+
+family-pause: $(VENV)/.export  ## stop training at the next step, until family-continue
+	@$(FAMILY) pause --runs $(RUNS)
+
+family-continue: $(VENV)/.export  ## let a paused family go on
+	@$(FAMILY) continue --runs $(RUNS)
+
+family-take: $(VENV)/.export  ## ship MEMBER's best weights, and the default bundle if it is made of them, where Kodak24 has risen
+	$(if $(MEMBER),,$(error name a member: make family-take MEMBER=small))
+	@$(FAMILY) take --runs $(RUNS) --member $(MEMBER) $(addprefix --test ,$(FAMILY_TESTS))
+	@if [ "rdsr-$(MEMBER)" = $(MODEL) ] && ! git diff --quiet -- models/weights/$(MODEL)-x4.safetensors; then $(MAKE) default-bundle; fi
 
 check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
 	$(BIN)/python -m pytest -q tests/large

@@ -1,0 +1,289 @@
+"""Train the family for ever: slice after slice, each in a process of its own that can be killed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import TrainingError
+from .family import FamilyPlan, Member, Run, current_run, minutes_of, runs_of
+
+__all__ = ["continue_family", "is_paused", "is_running", "next_member", "pause_family", "run_family", "working_on"]
+
+_LOCK, _PAUSED, _WORKING = "family.lock", "paused", "working.json"
+_MOST_FAILURES = 3
+"""Slices in a row that bring a member no step further; then the others go on without it."""
+_POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 120.0
+"""How long pausing waits for the step in hand and its checkpoint."""
+Report = Callable[[str], None]
+
+
+def run_family(
+    plan: FamilyPlan,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+    slices: int | None = None,
+    report: Report = lambda line: None,
+) -> None:
+    """Train whoever is furthest behind its share, a slice at a time, for ever (or for a number of slices).
+
+    SIGINT and SIGTERM end the step in hand and leave a checkpoint. Raises `TrainingError` where another process trains the
+    same folder, a data folder is missing, or every member has failed several times in a row.
+    """
+    for path in (*plan.data, *plan.teacher, plan.validation):
+        if not Path(path).is_dir():
+            raise TrainingError(f"the plan's folder {path} does not exist")
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    failures = dict.fromkeys((member.name for member in plan.members), 0)
+    with _only_one(folder) as lock, _signals_set(stop):
+        done = 0
+        while not stop.is_set() and (slices is None or done < slices):
+            if is_paused(folder):
+                stop.wait(_POLL_SECONDS)
+                continue
+            able = [member for member in plan.members if failures[member.name] < _MOST_FAILURES]
+            if not able:
+                raise TrainingError(f"every member has failed {_MOST_FAILURES} times in a row; see error.txt in {folder}/*")
+            run = current_run(next_member(able, folder), folder)
+            before = run.state()
+            code = _slice(plan, run, folder, lock, stop, threads=threads, device=device)
+            state = run.state()
+            moved = state.step > before.step or state.finished
+            failures[run.member.name] = 0 if moved or code == 0 else failures[run.member.name] + 1
+            quality = "" if state.psnr_y is None else f", {state.psnr_y:.3f} dB (best {state.best:.3f})"
+            how = "" if code == 0 else f", ended with {code}"
+            report(f"{run.member.name}, {run.label}: step {state.step} of {state.iterations or '?'}{quality}{how}")
+            done += 1
+
+
+def next_member(members: list[Member], folder: Path) -> Member:
+    """Who has had the least of its share of the time."""
+    return min(members, key=lambda member: minutes_of(member, folder) / member.share)
+
+
+def _slice(
+    plan: FamilyPlan, run: Run, folder: Path, lock: IO[str], stop: threading.Event, *, threads: int | None, device: str
+) -> int:
+    """Train one run for a slice, in a process of its own; returns its exit code, 0 where it was asked to stop."""
+    job = {
+        "config": run_config(plan, run, folder),
+        "folder": str(run.folder),
+        "validation": plan.validation,
+        "seconds": plan.slice_minutes * 60,
+        "threads": threads,
+        "device": device,
+    }
+    # Spinning OpenMP threads would take the cores from whoever works beside, whatever their priority.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    error = run.folder.parent / "error.txt"
+    with error.open("w") as stderr:
+        # The child holds the lock as well: it may outlive a parent that is killed, by a step.
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__, json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
+        )
+        assert child.stdin is not None
+        (folder / _WORKING).write_text(json.dumps({"member": run.member.name, "run": run.label, "runner": os.getpid()}))
+        asked = False
+        while child.poll() is None:
+            if not asked and (stop.is_set() or is_paused(folder)):
+                child.stdin.close()  # which the child takes as the wish to stop, as it takes its parent's death
+                asked = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_POLL_SECONDS)
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+    (folder / _WORKING).unlink(missing_ok=True)
+    if child.returncode == 0:
+        error.unlink()
+    return child.returncode
+
+
+def run_config(plan: FamilyPlan, run: Run, folder: Path) -> dict[str, Any]:
+    """Fields of the run's `TrainConfig`: a run that has begun keeps what it began with, but for where the data lies."""
+    where = {"data": list(plan.data), "teacher": list(plan.teacher)}
+    begun = run.folder / "config.json"
+    if begun.is_file() and (run.folder / "state.pt").is_file():
+        return json.loads(begun.read_text()) | where
+    from .config import TrainConfig, find_config
+
+    config = TrainConfig.load(find_config(Path(run.stage.config)), **where, **run.stage.overrides).to_dict()
+    if run.stage.grows:
+        config["iterations"] = round(config["iterations"] * plan.growth ** (run.round - 1))
+    init = _start_of(run, config["stage"], folder)
+    return config | {"init": init, "grow": config["grow"] and init == run.member.init}
+
+
+def _start_of(run: Run, stage: str, folder: Path) -> str:
+    """The checkpoint that a run starts from: what the round has come to, the best so far for a new round or for qat."""
+    before = [r for r in runs_of(run.member, folder, run.round) if r.state().finished and _stage_of(r) != "qat"]
+    this_round = [r for r in before if r.round == run.round]
+    if this_round and stage != "qat":
+        return str(this_round[-1].result())
+    deployable = [r for r in before if _stage_of(r) == "stage2"]
+    if deployable:
+        return str(max(deployable, key=lambda r: r.state().best or 0.0).result())
+    return str(before[-1].result()) if before else run.member.init
+
+
+def _stage_of(run: Run) -> str:
+    return str(json.loads((run.folder / "config.json").read_text())["stage"])
+
+
+# -- one at a time, pausing ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[IO[str]]:
+    """Hold the folder's lock; a child of a runner that was killed gives it up after the step in hand."""
+    with (folder / _LOCK).open("a") as file:
+        patience = time.monotonic() + 30
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > patience or not _orphaned(folder):
+                    raise TrainingError(f"another process trains the family in {folder}") from error
+                time.sleep(_POLL_SECONDS)
+        (folder / _WORKING).unlink(missing_ok=True)
+        yield file
+
+
+def _orphaned(folder: Path) -> bool:
+    """Whether the slice under way has lost its runner, so that it will end with the step in hand."""
+    work = working_on(folder)
+    try:
+        os.kill(work["runner"] if work else os.getpid(), 0)
+    except (OSError, KeyError):
+        return True
+    return work is None  # between two slices; if a runner lives, it will show in a moment
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process trains the family in this folder."""
+    if not (folder / _LOCK).is_file():
+        return False
+    with (folder / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def working_on(folder: Path) -> dict[str, Any] | None:
+    """What is being trained now: "member", "run", "runner" (a process id); None between slices and while nothing runs."""
+    try:
+        return dict(json.loads((folder / _WORKING).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def is_paused(folder: Path) -> bool:
+    """Whether the family is to wait."""
+    return (folder / _PAUSED).exists()
+
+
+def pause_family(folder: Path) -> None:
+    """Ask the family to wait, and return once it does: no core is taken any more, nothing is lost."""
+    if not folder.is_dir():
+        raise TrainingError(f"there is no family in training in {folder}")
+    (folder / _PAUSED).touch()
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    while is_running(folder) and working_on(folder) is not None:
+        if time.monotonic() > patience:
+            raise TrainingError(f"the slice under way in {folder} has not ended within {_PATIENCE_SECONDS:.0f} seconds")
+        time.sleep(0.1)
+
+
+def continue_family(folder: Path) -> None:
+    """Let a paused family go on."""
+    (folder / _PAUSED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, also where the shell had them ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# -- the slice's own process ----------------------------------------------------------------------------------------------
+
+
+def _lowest_priority() -> None:
+    """Let everybody else on the machine go first."""
+    os.nice(19)
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _stop_with_parent() -> None:
+    """Interrupt this process when its standard input ends: the runner wants it to stop, or is no more."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not by sys.stdin, whose lock the interpreter needs to end
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, name="rdsr-family-parent", daemon=True).start()
+
+
+def _child(job: dict[str, Any]) -> int:
+    from ..errors import CheckpointError
+    from .config import TrainConfig
+    from .run import train
+
+    run = Path(job["folder"])
+    config = TrainConfig.from_values(job["config"], str(run))
+    try:
+        train(
+            config,
+            run,
+            resume=(run / "state.pt").is_file(),
+            validation=Path(job["validation"]),
+            device=job["device"],
+            threads=job["threads"],
+            seconds=job["seconds"],
+        )
+    except (TrainingError, CheckpointError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _lowest_priority()
+    try:
+        _stop_with_parent()
+        sys.exit(_child(json.loads(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit(0)

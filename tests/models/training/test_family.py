@@ -1,0 +1,297 @@
+"""The family's plan, whose turn it is, and a run that survives being killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rdsr.benchmarks.family_take import take_member
+from rdsr.cli import app
+from rdsr.export.cases import SAMPLES
+from rdsr.models.training.config import TrainConfig, find_config
+from rdsr.models.training.errors import TrainingError
+from rdsr.models.training.family import DEFAULT_PLAN, FamilyPlan, current_run, finished_runs, minutes_of
+from rdsr.models.training.family_runner import is_running, next_member, run_config, run_family, working_on
+
+STAGE1 = """
+stage = "stage1"
+preset = "tiny"
+iterations = 6
+batch = 2
+patch_sizes = [12]
+validate_every = 3
+warmup = 1
+[network]
+width = 8
+depth = 2
+modulation_depths = [0]
+condition_width = 8
+latent_size = 16
+lpe_width = 8
+"""
+STAGE2 = STAGE1.replace("stage1", "stage2")
+QAT = """
+stage = "qat"
+optimizer = "adam"
+iterations = 4
+batch = 2
+patch_sizes = [12]
+validate_every = 2
+warmup = 1
+"""
+PLAN = """
+data = ["{data}"]
+validation = "{validation}"
+slice_minutes = 5
+growth = 2.0
+[[members]]
+name = "one"
+share = 1.0
+[[members.stages]]
+name = "stage1"
+config = "{configs}/stage1.toml"
+first_round_only = true
+[[members.stages]]
+name = "stage2"
+config = "{configs}/stage2.toml"
+grows = true
+[[members.stages]]
+name = "qat"
+config = "{configs}/qat.toml"
+[card]
+data = "Our own pictures."
+licence = "Ours."
+"""
+
+
+def write_plan(folder: Path, text: str = PLAN) -> Path:
+    for name, content in (("stage1", STAGE1), ("stage2", STAGE2), ("qat", QAT)):
+        (folder / f"{name}.toml").write_text(content)
+    (folder / "plan.toml").write_text(text.format(data=SAMPLES, validation=SAMPLES, configs=folder))
+    return folder / "plan.toml"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> FamilyPlan:
+    return FamilyPlan.load(write_plan(tmp_path))
+
+
+def test_the_shipped_plan_fits_the_presets(tmp_path: Path) -> None:
+    """Every stage of every member is a config that loads, and the shares say who comes first."""
+    plan = FamilyPlan.load(DEFAULT_PLAN)
+    assert {member.name for member in plan.members} == {"tiny", "small", "photo", "base"}
+    for member in plan.members:
+        stages = [TrainConfig.load(find_config(Path(s.config)), **s.overrides).stage for s in member.stages]
+        assert stages[-1] == "qat"
+        assert "stage2" in stages
+        assert (stages[0] == "stage1") == (member.init == "")
+    assert {"data", "licence"} <= set(plan.card)
+
+
+def test_stages_follow_each_other_and_rounds_grow(plan: FamilyPlan, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run_family(plan, runs, threads=1, slices=4)
+    (member,) = plan.members
+    assert [run.label for run in finished_runs(member, runs)] == [
+        "round 1, stage1", "round 1, stage2", "round 1, qat", "round 2, stage2",
+    ]  # fmt: skip
+    first, second, qat, again = finished_runs(member, runs)
+    assert (second.state().iterations, again.state().iterations) == (6, 12)
+    configs = [json.loads((run.folder / "config.json").read_text()) for run in (first, second, qat, again)]
+    assert [config["init"] for config in configs] == ["", str(first.result()), str(second.result()), str(second.result())]
+    assert minutes_of(member, runs) == pytest.approx(sum(run.state().minutes for run in (first, second, qat, again)))
+    assert current_run(member, runs).label == "round 2, qat"
+    assert not is_running(runs)
+    result = CliRunner().invoke(
+        app, ["train", "family", "status", "--runs", str(runs), "--plan", str(tmp_path / "plan.toml"), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    status = json.loads(result.stdout)
+    assert status["state"] == "not running"
+    assert (status["members"][0]["stage"], status["members"][0]["round"]) == ("qat", 2)
+    shipped = tmp_path / "weights"
+    sentence = take_member(plan, "one", runs, weights=shipped, threads=1)
+    assert sentence.startswith("taken"), sentence
+    assert load_file(shipped / "rdsr-one-x4.safetensors").keys() == load_file(qat.result()).keys()
+    card = (shipped / "rdsr-one-x4.md").read_text()
+    assert "Our own pictures." in card
+    assert "Not measured: Set5, Set14, B100." in card
+    assert "| round 1, qat |" in card
+    assert take_member(plan, "one", runs, weights=shipped, threads=1).startswith("not taken"), "it has not risen"
+    before = (shipped / "rdsr-one-x4.safetensors").read_bytes()
+    assert before == (shipped / "rdsr-one-x4.safetensors").read_bytes()
+
+
+def test_nothing_is_taken_before_a_quantized_run_has_finished(plan: FamilyPlan, tmp_path: Path) -> None:
+    assert take_member(plan, "one", tmp_path / "runs", weights=tmp_path, threads=1).startswith("nothing to take")
+    with pytest.raises(TrainingError, match="no member 'two'"):
+        take_member(plan, "two", tmp_path / "runs", weights=tmp_path, threads=1)
+
+
+def test_whoever_is_furthest_behind_its_share_comes_next(tmp_path: Path) -> None:
+    text = PLAN.split("[card]")[0]
+    other = text[text.index("[[members]]") :].replace('"one"', '"two"').replace("share = 1.0", "share = 3.0")
+    plan = FamilyPlan.load(write_plan(tmp_path, text + other))
+
+    def minutes(name: str, value: float) -> None:
+        folder = tmp_path / name / "01-1-stage1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"iterations": 10}))
+        (folder / "log.csv").write_text(f"step,minutes,psnr_y\n1,{value},\n")
+
+    assert next_member(list(plan.members), tmp_path).name == "one"
+    minutes("one", 10)
+    assert next_member(list(plan.members), tmp_path).name == "two"
+    minutes("two", 29)
+    assert next_member(list(plan.members), tmp_path).name == "two"
+    minutes("two", 31)
+    assert next_member(list(plan.members), tmp_path).name == "one"
+
+
+def test_a_run_keeps_the_config_that_it_began_with(plan: FamilyPlan, tmp_path: Path) -> None:
+    run_family(plan, tmp_path / "runs", threads=1, slices=1)
+    write_plan(tmp_path, PLAN.replace("growth = 2.0", "growth = 4.0"))
+    (tmp_path / "stage1.toml").write_text(STAGE1.replace("batch = 2", "batch = 3"))
+    (run,) = finished_runs(plan.members[0], tmp_path / "runs")
+    assert run_config(plan, run, tmp_path / "runs")["batch"] == 2
+
+
+def start(plan_file: Path, runs: Path) -> subprocess.Popen[bytes]:
+    """A family in training, in a process of its own and a group of its own."""
+    command = [sys.executable, "-c", "from rdsr.cli import main; main()", "train", "family", "run"]
+    return subprocess.Popen(
+        [*command, "--runs", str(runs), "--plan", str(plan_file), "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts what runs in the background
+    )
+
+
+def wait_for(condition: object, what: str) -> None:
+    patience = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < patience, what
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def long_plan(tmp_path: Path) -> Path:
+    """Stage 1 of many steps, a checkpoint after each."""
+    path = write_plan(tmp_path)
+    changed = STAGE1.replace("iterations = 6", "iterations = 4000\ncheckpoint_minutes = 0.0\nvalidate_every = 100000")
+    (tmp_path / "stage1.toml").write_text(changed.replace("validate_every = 3\n", ""))
+    return path
+
+
+def step_of(runs: Path) -> int:
+    import torch
+
+    state = runs / "one" / "01-1-stage1" / "state.pt"
+    return torch.load(state, weights_only=True)["step"] if state.is_file() else 0
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(long_plan: Path, tmp_path: Path) -> None:
+    """Killed in the middle of steps and checkpoints, runner first or slice first: what was written is whole."""
+    runs = tmp_path / "runs"
+    steps = [0]
+    for turn in range(4):
+        process = start(long_plan, runs)
+        wait_for(lambda: step_of(runs) > steps[-1] + 3, "it goes on")
+        if turn % 2:
+            os.killpg(process.pid, signal.SIGKILL)  # the runner alone: the slice ends by itself
+        else:
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            os.killpg(process.pid, signal.SIGKILL)
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not is_running(runs), "the slice ends after its runner")
+        steps.append(step_of(runs))
+        assert steps[-1] > steps[-2]
+        assert not [path for path in (runs / "one" / "01-1-stage1").iterdir() if path.stat().st_size == 0]
+    plan = FamilyPlan.load(long_plan)
+    state = current_run(plan.members[0], runs)
+    assert state.label == "round 1, stage1"
+
+
+@pytest.mark.slow
+def test_pausing_frees_the_cores_and_continuing_goes_on(long_plan: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+
+    def family(command: str) -> None:
+        result = CliRunner().invoke(app, ["train", "family", command, "--runs", str(runs)])
+        assert result.exit_code == 0, result.output
+
+    process = start(long_plan, runs)
+    try:
+        wait_for(lambda: step_of(runs) > 3, "it begins")
+        second = CliRunner().invoke(app, ["train", "family", "run", "--runs", str(runs), "--plan", str(long_plan)])
+        assert second.exit_code == 2
+        assert "another process" in second.stderr
+        family("pause")
+        assert is_running(runs)
+        assert working_on(runs) is None, "no slice is under way"
+        paused = step_of(runs)
+        time.sleep(1)
+        assert step_of(runs) == paused
+        family("continue")
+        wait_for(lambda: step_of(runs) > paused, "it goes on")
+    finally:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0, "SIGTERM ends it in order"
+    assert not is_running(runs)
+
+
+def test_a_member_that_fails_again_and_again_does_not_stop_the_others(tmp_path: Path) -> None:
+    text = PLAN.split("[card]")[0]
+    head, members = text.split("[[members]]", 1)
+    broken = members.replace('"one"', '"two"').replace("stage1.toml", "broken.toml")
+    path = write_plan(tmp_path, f"{head}[[members]]{broken}[[members]]{members}")
+    (tmp_path / "broken.toml").write_text(STAGE1.replace("patch_sizes = [12]", "patch_sizes = [500]"))
+    lines: list[str] = []
+    run_family(FamilyPlan.load(path), tmp_path / "runs", threads=1, slices=6, report=lines.append)
+    assert sum(line.startswith("two") for line in lines) == 3
+    assert "patches of 500" in (tmp_path / "runs" / "two" / "error.txt").read_text()
+    assert sum(line.startswith("one") for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("share = 1.0", "share = 0"), "share of one"),
+        (('name = "one"', 'name = "O ne"'), "lower-case"),
+        (("grows = true", "grow = true"), "no plan of a family"),
+        (("growth = 2.0", "growth = 0.5"), "growth"),
+        (('data = ["{data}"]', 'data = ["nowhere"]'), "nowhere does not exist"),
+        (("slice_minutes = 5", "slice_minutes = ["), "valid TOML"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    path = write_plan(tmp_path, PLAN.replace(*change))
+    with pytest.raises(TrainingError, match=words):
+        run_family(FamilyPlan.load(path), tmp_path / "runs", slices=1)
+
+
+def test_what_a_cut_short_log_says_does_not_count(plan: FamilyPlan, tmp_path: Path) -> None:
+    """A run whose log says that it is finished, but whose result is of an earlier step, is not."""
+    runs = tmp_path / "runs"
+    run_family(plan, runs, threads=1, slices=1)
+    (run,) = finished_runs(plan.members[0], runs)
+    log = run.folder / "log.csv"
+    config = json.loads((run.folder / "config.json").read_text())
+    (run.folder / "config.json").write_text(json.dumps(config | {"iterations": 9}))
+    log.write_text(log.read_text() + "9,0.1,0.1,0.1,0,0.001,0,0,20.0\n")
+    assert not run.state().finished
+    log.write_text(log.read_text() + "12,0.")
+    assert run.state().step == 8
