@@ -7,7 +7,7 @@ MODEL := rdsr-small
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast bench check-large lint format default-bundle wheel clean
-.PHONY: family family-status family-pause family-continue family-take family-pack
+.PHONY: family family-status family-pause family-continue family-take gpu-pack
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -73,6 +73,11 @@ family-take: $(VENV)/.export  ## ship MEMBER's best weights, and the default bun
 	$(if $(MEMBER),,$(error name a member: make family-take MEMBER=small))
 	@$(FAMILY) take --runs $(RUNS) --member $(MEMBER) $(addprefix --test ,$(FAMILY_TESTS))
 	@if [ "rdsr-$(MEMBER)" = $(MODEL) ] && ! git diff --quiet -- models/weights/$(MODEL)-x4.safetensors; then $(MAKE) default-bundle; fi
+
+GPU_PACK ?= .gpu/pack.tar
+
+gpu-pack: $(VENV)/.export  ## pictures for half an hour of a GPU, in one archive below 45 MiB (START=FILE adds weights to start from)
+	$(BIN)/python -m rdsr.models.training.gpu pack $(GPU_PACK) --data ../shared/data/train --teacher ../shared/data/teacher --validation ../shared/data/val/Kodak24 $(if $(START),--start $(START))
 
 check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
 	$(BIN)/python -m pytest -q tests/large

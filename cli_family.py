@@ -154,3 +154,22 @@ def take(
         progress=lambda step: stderr.print(f"{member}: {step}"),
     )  # fmt: skip
     stdout.print(taken)
+
+
+@family_app.command()
+@command
+def adopt(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights trained elsewhere, e.g. best.safetensors of a GPU's slice.")],
+    runs: RunsOption,
+    member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
+    plan: PlanOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure weights that were trained elsewhere, and let the member's next round start from them if they are the best.
+
+    Example: rdsr train family adopt out/best.safetensors --runs ../runs --member small
+    """
+    from .benchmarks.family_take import adopt_weights
+    from .runtime.cpu import available_threads
+
+    stdout.print(adopt_weights(_plan(plan), member, runs, checkpoint, threads=threads or available_threads()))

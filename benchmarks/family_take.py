@@ -16,7 +16,7 @@ from .datasets import find_dataset
 from .errors import BenchmarkError
 from .quality import QualityRow, bundle, measure
 
-__all__ = ["take_member"]
+__all__ = ["adopt_weights", "take_member"]
 
 _LEAST_RISE_DB = 0.001
 Progress = Callable[[str], None]
@@ -69,6 +69,31 @@ def take_member(
     atomic_write(target, candidate.read_bytes())
     atomic_write(target.with_suffix(".md"), card.encode())
     return f"taken: {target.name} from {run.label}: {told}"
+
+
+def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, threads: int) -> str:
+    """Let weights from elsewhere, trained on a GPU say, be what a member's next round starts from, if they are the best.
+
+    `checkpoint`: a stage2 result of the member's sizes. Returns a sentence. Raises `CheckpointError`, `TrainingError`.
+    """
+    import torch
+
+    from ..models.checkpoint import write_whole
+    from ..models.registry import load_model
+    from ..models.training.stages import predict_with
+    from ..models.training.validation import load_pairs, mean_psnr_y
+
+    torch.set_num_threads(threads)
+    member = plan.member(name)
+    network: Any = load_model(checkpoint).network
+    photo = bool(getattr(network.config, "degradation_size", 0))
+    pairs = load_pairs(Path(plan.validation), network.scale, photo=photo)
+    psnr = mean_psnr_y(predict_with(network, "stage2"), pairs, network.scale, torch.device("cpu"))
+    folder = runs / member.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "adopted.safetensors", checkpoint.read_bytes())
+    write_whole(folder / "adopted.json", (json.dumps({"psnr_y": round(psnr, 4)}) + "\n").encode())
+    return f"adopted for {name}: {Path(plan.validation).name} {psnr:.3f} dB"
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import re
-import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,36 +196,19 @@ class PatchSource:
             batch.degradation[index] = degradation.vector()
         return batch
 
-    def stream(self, start: int, stop: int, size: int) -> Iterator[Batch]:
-        """Batches `start` … `stop` − 1, prepared a few ahead in a background thread."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=4)
-        closed = threading.Event()
-
-        def produce() -> None:
-            for step in range(start, stop):
-                item: Batch | Exception
-                try:
-                    item = self.batch(step, size)
-                except Exception as error:  # handed to the consumer, which raises it
-                    item = error
-                while not closed.is_set():
-                    try:
-                        ready.put(item, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if closed.is_set() or isinstance(item, Exception):
-                    return
-
-        threading.Thread(target=produce, name="rdsr-patches", daemon=True).start()
-        try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            closed.set()
+    def stream(self, start: int, stop: int, size: int, workers: int = 1) -> Iterator[Batch]:
+        """Batches `start` … `stop` − 1 in their order, prepared a few ahead by `workers` threads in the background."""
+        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="rdsr-patches") as pool:
+            ahead = workers + 3
+            ready = deque(pool.submit(self.batch, step, size) for step in range(start, min(stop, start + ahead)))
+            try:
+                for step in range(start, stop):
+                    batch = ready.popleft().result()
+                    if step + ahead < stop:
+                        ready.append(pool.submit(self.batch, step + ahead, size))
+                    yield batch
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _taught(hr: Rgb, path: Path, weight: float) -> Rgb:

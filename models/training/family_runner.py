@@ -18,7 +18,16 @@ from typing import IO, Any
 from .errors import TrainingError
 from .family import FamilyPlan, Member, Run, current_run, minutes_of, runs_of
 
-__all__ = ["continue_family", "is_paused", "is_running", "next_member", "pause_family", "run_family", "working_on"]
+__all__ = [
+    "adopted",
+    "continue_family",
+    "is_paused",
+    "is_running",
+    "next_member",
+    "pause_family",
+    "run_family",
+    "working_on",
+]
 
 _LOCK, _PAUSED, _WORKING = "family.lock", "paused", "working.json"
 _MOST_FAILURES = 3
@@ -139,10 +148,21 @@ def _start_of(run: Run, stage: str, folder: Path) -> str:
     this_round = [r for r in before if r.round == run.round]
     if this_round and stage != "qat":
         return str(this_round[-1].result())
-    deployable = [r for r in before if _stage_of(r) == "stage2"]
+    deployable = [(r.state().best or 0.0, r.result()) for r in before if _stage_of(r) == "stage2"]
+    if (brought := adopted(run.member, folder)) is not None:
+        deployable.append(brought)
     if deployable:
-        return str(max(deployable, key=lambda r: r.state().best or 0.0).result())
+        return str(max(deployable)[1])
     return str(before[-1].result()) if before else run.member.init
+
+
+def adopted(member: Member, folder: Path) -> tuple[float, Path] | None:
+    """PSNR-Y of the validation set and path of weights that were brought from elsewhere, a GPU say."""
+    try:
+        psnr = float(json.loads((folder / member.name / "adopted.json").read_text())["psnr_y"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return psnr, folder / member.name / "adopted.safetensors"
 
 
 def _stage_of(run: Run) -> str:

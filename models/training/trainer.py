@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -302,7 +303,9 @@ class Trainer:
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()
-        stream = self.data.stream(self.step, config.iterations, config.batch)
+        # A GPU is through with a batch sooner than one thread makes the next.
+        workers = 1 if self.device.type == "cpu" else max(1, (os.cpu_count() or 1) - 2)
+        stream = self.data.stream(self.step, config.iterations, config.batch, workers)
         self.network.train()
         if config.stage == "stage2" and self.network.lpe is not None:
             self.network.lpe.eval()  # frozen, its running statistics too

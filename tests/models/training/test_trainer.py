@@ -329,7 +329,9 @@ def test_shipped_presets_are_valid() -> None:
             assert path.name == "qat.toml", "one for all sizes"
             continue
         step = "grown" if config.grow else "finish" if config.pixel_loss == "l2" else config.stage
-        names = {f"{config.preset}-{step}.toml"} | ({f"{config.preset}-long.toml"} if step == "stage2" else set())
+        names = {f"{config.preset}-{step}.toml"} | (
+            {f"{config.preset}-{way}.toml" for way in ("long", "gpu")} if step == "stage2" else set()
+        )
         assert path.name in names
 
 
