@@ -255,7 +255,12 @@ def test_perfect_scores_are_still_json(exported: Path, tmp_path: Path) -> None:
 
 def interrupted(command: list[str], folder: Path, pattern: str, stop: signal.Signals) -> subprocess.CompletedProcess[str]:
     """What a command comes to that gets a signal once it has made something of that name."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def as_from_a_terminal() -> None:
+        """A shell lets what it runs in the background ignore SIGINT, these tests for one, and children inherit that."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal) as process:
         try:
             deadline = time.monotonic() + 300
             while not any(folder.glob(pattern)):
