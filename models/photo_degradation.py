@@ -131,7 +131,7 @@ def _through_jpeg(picture: Rgb, quality: int) -> Rgb:
     done, data = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if done else None
     assert decoded is not None, "a picture in memory can be compressed"
-    return np.asarray(decoded[:, :, ::-1], np.uint8)
+    return np.ascontiguousarray(decoded[:, :, ::-1], np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..photo_degradation import VECTOR_SIZE, PhotoDegradations
 from ..plain import to_plain
 from ..rdsr.config import PRESETS, RDSRConfig
 from .errors import TrainingError
+from .toml_file import read_toml
 
 __all__ = ["STAGES", "TrainConfig", "find_config"]
 
@@ -195,13 +195,7 @@ class TrainConfig:
     @classmethod
     def load(cls, path: Path, **overrides: Any) -> TrainConfig:
         """Read a TOML file; `overrides` replace fields. `TrainingError` names what is wrong."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TrainingError(f"cannot read the config {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise TrainingError(f"{path} is not valid TOML: {error}") from error
-        return cls.from_values(values | overrides, str(path))
+        return cls.from_values(read_toml(path, "config") | overrides, str(path))
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], where: str) -> TrainConfig:

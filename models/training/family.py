@@ -6,12 +6,12 @@ import csv
 import dataclasses
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import TrainingError
+from .toml_file import read_toml
 
 __all__ = [
     "DEFAULT_PLAN",
@@ -79,12 +79,7 @@ class FamilyPlan:
     @classmethod
     def load(cls, path: Path = DEFAULT_PLAN) -> FamilyPlan:
         """Read a TOML file; `TrainingError` names what is wrong."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TrainingError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise TrainingError(f"{path} is not valid TOML: {error}") from error
+        values = read_toml(path, "plan")
         try:
             tables = values.pop("members", [])
             members = tuple(

@@ -30,7 +30,9 @@ warmup = 1
 network = {json.dumps(CONFIG.to_dict()).replace(": ", " = ").replace("null", "0")}
 """
 # What a machine with PyTorch's image lacks.
-BARE = "import sys; sys.modules |= dict.fromkeys(('openvino', 'onnxruntime', 'onnx', 'onnxsim', 'typer', 'rich', 'matplotlib'))"
+BARE = """import sys
+sys.modules |= dict.fromkeys(("openvino", "onnxruntime", "onnx", "onnxsim", "typer", "rich", "matplotlib"))
+"""
 
 
 @pytest.fixture(scope="module")
