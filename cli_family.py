@@ -52,11 +52,11 @@ def run(
 @family_app.command()
 @command
 def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = False) -> None:
-    """Stage, step, minutes and Kodak24 of every member, and the best of each so far.
+    """Stage, step, minutes and Kodak24 of every member, and the best float weights of each so far.
 
     Example: rdsr train family status --runs ../runs
     """
-    from .models.training.family import current_run, finished_runs, minutes_of
+    from .models.training.family import current_run, minutes_of, runs_of
     from .models.training.family_runner import is_paused, is_running, working_on
 
     loaded = _plan(plan)
@@ -66,9 +66,13 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
     for member in loaded.members:
         now = current_run(member, runs)
         state = now.state()
-        done = finished_runs(member, runs)
-        best = {run.stage.name: run.state().best for run in done if run.round == max(r.round for r in done)}
-        error = runs / member.name / "error.txt"
+        bests: dict[str, float] = {}
+        for run in runs_of(member, runs, now.round):
+            best = run.state().best
+            if best is not None and run.kind in ("stage2", "qat"):
+                kind = "int8" if run.kind == "qat" else "float"
+                bests[kind] = max(best, bests.get(kind, 0.0))
+        failed = runs / member.name / "failed.txt"
         rows.append(
             {
                 "member": member.name,
@@ -79,27 +83,29 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
                 "iterations": state.iterations,
                 "minutes": round(minutes_of(member, runs), 1),
                 "psnr_y": state.psnr_y,
-                "best": state.best,
-                "finished": best,
-                "error": error.read_text().strip()[-200:] if error.is_file() and not work else "",
+                "best": bests.get("float"),
+                "best_int8": bests.get("int8"),
+                "failed": failed.read_text().strip() if failed.is_file() else "",
             }
         )
     if as_json:
         print_json({"runs": str(runs), "state": going, "validation": loaded.validation, "members": rows})
         return
-    columns = ("member", "stage", "step", "minutes", "PSNR-Y (dB)", "best", "finished runs of the last round")
+    columns = ("member", "stage", "step", "minutes", "PSNR-Y now (dB)", "best so far", "best in int8")
     table = Table(*columns, title=f"{runs}: {going}; {Path(loaded.validation).name}")
     for row in rows:
-        numbers = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("psnr_y", "best"))
+        numbers = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("psnr_y", "best", "best_int8"))
         table.add_row(
             row["member"] + (" ←" if row["now"] else ""),
             f"round {row['round']}, {row['stage']}",
             f"{row['step']} of {row['iterations'] or '?'}",
             f"{row['minutes']:.1f}",
             *numbers,
-            row["error"] or ", ".join(f"{name} {value:.3f}" for name, value in row["finished"].items() if value),
         )
     stdout.print(table)
+    for row in rows:
+        if row["failed"]:
+            stdout.print(f"{row['member']} failed: {row['failed']}", style="red")
 
 
 @family_app.command()

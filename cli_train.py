@@ -93,8 +93,7 @@ def _fields(changes: list[str]) -> dict[str, Any]:
         if not equals or not name.strip().isidentifier():
             raise TrainingError(f"--set takes FIELD=VALUE, not {change!r}")
         try:
-            fields |= tomllib.loads(f"value = {value}")
-            fields[name.strip()] = fields.pop("value")
+            fields[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             fields[name.strip()] = value
     return fields

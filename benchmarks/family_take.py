@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..models.checkpoint import read_checkpoint, save_checkpoint, write_whole
 from ..models.photo_degradation import TEST_DEGRADATIONS
 from ..models.training.errors import TrainingError
 from ..models.training.family import FamilyPlan, Member, Run, finished_runs
-from ..runtime.files import atomic_write
+from ..models.training.family_runner import adopted
 from .datasets import find_dataset
 from .errors import BenchmarkError
 from .quality import QualityRow, bundle, measure
@@ -48,7 +49,7 @@ def take_member(
     if missing is not None:
         raise TrainingError(f"the data set {missing} does not exist")
     done = finished_runs(member, runs)
-    quantized = [run for run in done if _config(run)["stage"] == "qat"]
+    quantized = [run for run in done if run.kind == "qat"]
     if not quantized:
         return f"nothing to take: no quantization-aware run of {name} has finished in {runs}"
     run = max(quantized, key=lambda run: run.state().best or 0.0)
@@ -66,34 +67,46 @@ def take_member(
             return f"not taken: {name} has not risen: {told}"
     used = [done_run for done_run in done if done_run.round <= run.round]
     card = _card(plan, member, used, candidate, [Path(plan.validation), *tests], threads, photo=photo, progress=progress)
-    atomic_write(target, candidate.read_bytes())
-    atomic_write(target.with_suffix(".md"), card.encode())
+    # The weights last: as long as they are the old ones, the next call writes both.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target.with_suffix(".md"), card.encode())
+    write_whole(target, candidate.read_bytes())
     return f"taken: {target.name} from {run.label}: {told}"
 
 
 def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, threads: int) -> str:
     """Let weights from elsewhere, trained on a GPU say, be what a member's next round starts from, if they are the best.
 
-    `checkpoint`: a stage2 result of the member's sizes. Returns a sentence. Raises `CheckpointError`, `TrainingError`.
+    `checkpoint`: a stage2 result of the member's sizes. Weights that were adopted before are replaced by better ones only.
+    Returns a sentence. Raises `CheckpointError`, and `TrainingError` for a network of other sizes.
     """
     import torch
 
-    from ..models.checkpoint import write_whole
     from ..models.registry import load_model
+    from ..models.training.config import TrainConfig, find_config
     from ..models.training.stages import predict_with
     from ..models.training.validation import load_pairs, mean_psnr_y
 
     torch.set_num_threads(threads)
     member = plan.member(name)
-    network: Any = load_model(checkpoint).network
-    photo = bool(getattr(network.config, "degradation_size", 0))
-    pairs = load_pairs(Path(plan.validation), network.scale, photo=photo)
-    psnr = mean_psnr_y(predict_with(network, "stage2"), pairs, network.scale, torch.device("cpu"))
-    folder = runs / member.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "adopted.safetensors", checkpoint.read_bytes())
-    write_whole(folder / "adopted.json", (json.dumps({"psnr_y": round(psnr, 4)}) + "\n").encode())
-    return f"adopted for {name}: {Path(plan.validation).name} {psnr:.3f} dB"
+    stages = [TrainConfig.load(find_config(Path(stage.config)), **stage.overrides) for stage in member.stages]
+    stage = next(stage for stage in stages if stage.stage == "stage2")
+    loaded = load_model(checkpoint)
+    network: Any = loaded.network
+    if loaded.config != stage.network_config():
+        raise TrainingError(f"{checkpoint} holds no network of {name}'s sizes")
+    pairs = load_pairs(Path(plan.validation), 4, photo=stage.degradation == "photo")
+    psnr = mean_psnr_y(predict_with(network, "stage2"), pairs, 4, torch.device("cpu"))
+    told = f"{Path(plan.validation).name} {psnr:.3f} dB"
+    if (before := adopted(member, runs)) is not None and before[0] >= round(psnr, 4):
+        return f"not adopted: {name} has {before[0]:.3f} from elsewhere already, this has {told}"
+    tensors = {key: value for key, value in read_checkpoint(checkpoint)[0].items() if not key.startswith("quantized.")}
+    (runs / name).mkdir(parents=True, exist_ok=True)
+    notes = loaded.notes | {"psnr_y": f"{psnr:.4f}"}
+    save_checkpoint(runs / name / "adopted.safetensors", tensors, "rdsr", loaded.config.to_dict(), notes)
+    bests = [run.state().best or 0.0 for run in finished_runs(member, runs) if run.kind == "stage2"]
+    better = "the best so far" if psnr > max(bests, default=0.0) else f"the family's own have {max(bests):.3f}"
+    return f"adopted for {name}: {told}, {better}"
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -168,13 +181,12 @@ def _card(
 
 
 def _recipe(member: Member, used: Sequence[Run]) -> list[str]:
-    start = f"The first run started from `{member.init}` as it was shipped before." if member.init else "From nothing."
+    """One row a run; what it started from is another run's folder, the shipped weights, or what was adopted."""
     lines = [
-        f"{start} `make family` (models/training/family.toml): each run starts from the one above it,",
-        "a new round from the best float weights so far. Minutes are of two CPU cores, in part shared with other work.",
+        "Trained by `make family` (models/training/family.toml). Minutes are of two CPU cores, in part shared with others.",
         "",
-        "| run | preset | steps | minutes | patches (LR) | loss | teacher | validation (dB) |",
-        "|---|---|--:|--:|---|---|--:|--:|",
+        "| run | preset | from | steps | minutes | patches (LR) | loss | teacher | validation (dB) |",
+        "|---|---|---|--:|--:|---|---|--:|--:|",
     ]
     for run in used:
         config, state = _config(run), run.state()
@@ -182,10 +194,20 @@ def _recipe(member: Member, used: Sequence[Run]) -> list[str]:
         teacher = f"{config['teacher_weight']:g}" if config["teacher"] else "none"
         best = "" if state.best is None else f"{state.best:.3f}"
         lines.append(
-            f"| {run.label} | {run.stage.config} | {state.step} | {state.minutes:.0f} | {patches} "
-            f"| {config['pixel_loss']} | {teacher} | {best} |"
+            f"| {run.label} | {run.stage.config} | {_origin(config['init'], member)} | {state.step} "
+            f"| {state.minutes:.0f} | {patches} | {config['pixel_loss']} | {teacher} | {best} |"
         )
     return lines
+
+
+def _origin(init: str, member: Member) -> str:
+    """What a run started from, for a reader who has not its folder."""
+    if not init:
+        return "nothing"
+    if init == member.init:
+        return f"{init}, as shipped before"
+    path = Path(init)
+    return "weights from elsewhere" if path.stem == "adopted" else path.parent.name
 
 
 def _figures(

@@ -51,9 +51,8 @@ def measure_prior(
 ) -> list[PriorRow]:
     """Rows for whole pictures, local windows of some LR sides, LPE (which sees HR), foreign priors, seeds, and z_T = 0.
 
-    `degradations`: each picture comes once under each of these, instead of its own LR; its neighbour, whose prior "another
-    picture's" is, then has another degradation. Windows at the right and bottom edge are smaller where the side does not
-    divide the picture. Runs the torch network in float32.
+    `degradations`: each picture comes once under each of these, instead of its own LR. Windows at the right and bottom edge
+    are smaller where the side does not divide the picture. Runs the torch network in float32.
 
     Raises `CheckpointError`, `UnsupportedModelError` and `BenchmarkError`.
     """
@@ -104,12 +103,24 @@ def measure_prior(
             seen = (_picture(network, lr, loaded.lpe(lr, hr, degradation)) for lr, hr, degradation in triples)
             add("LPE, which sees the original", seen)
         if len(pictures) > 1:
-            shifted = own[1:] + own[:1]
-            add("another picture's", (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))
+            # With several degradations the pictures come one after the other, each under all of them.
+            for shift, name in _foreign(len(ways)).items():
+                shifted = own[shift:] + own[:shift]
+                add(name, (_picture(network, lr, z) for lr, z in zip(tensors, shifted, strict=True)))
         add("mean over the data set", (_picture(network, lr, mean) for lr in tensors))
         for name in list(noises)[1:]:
             add(name, (_picture(network, lr, prior(lr, name)) for lr in tensors))
     return rows
+
+
+def _foreign(degradations: int) -> dict[int, str]:
+    """By how many pictures the priors are shifted → what that is called."""
+    if degradations == 1:
+        return {1: "another picture's"}
+    return {
+        degradations + 1: "another picture's, of another degradation",
+        degradations: "another picture's, of the same degradation",
+    }
 
 
 def _picture(network: Any, lr: Any, z: Any) -> Rgb:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KERNELS", "Kernel", "bicubic_downscale", "crop_to_multiple", "downscale", "to_8_bits"]
+__all__ = ["KERNELS", "Kernel", "bicubic_downscale", "crop_to_multiple", "downscale", "mirrored", "to_8_bits"]
 
 Kernel = Literal["bicubic", "bilinear", "area"]
 KERNELS: tuple[Kernel, ...] = ("bicubic", "bilinear", "area")
@@ -29,6 +29,12 @@ def _weights(kernel: Kernel, x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(0.0, 1.0 - distance) if kernel == "bilinear" else (distance < 0.5).astype(np.float64)
 
 
+def mirrored(indices: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Indices of pixels, also beyond the border: there the picture is mirrored with its edge pixel repeated."""
+    wrapped = np.mod(indices, 2 * length)
+    return np.where(wrapped < length, wrapped, 2 * length - 1 - wrapped)
+
+
 def _reduce_rows(picture: NDArray[np.float32], scale: int, kernel: Kernel) -> NDArray[np.float32]:
     """H×… → H/scale×…, antialiased; beyond the border the picture is mirrored with its edge pixel repeated."""
     height = picture.shape[0]
@@ -38,13 +44,12 @@ def _reduce_rows(picture: NDArray[np.float32], scale: int, kernel: Kernel) -> ND
     taps = np.floor(centres)[:, None].astype(np.int64) + offsets[None, :]
     weights = _weights(kernel, (taps - centres[:, None]) / scale)
     weights /= weights.sum(axis=1, keepdims=True)
-    mirrored = np.mod(taps, 2 * height)
-    mirrored = np.where(mirrored < height, mirrored, 2 * height - 1 - mirrored)
+    rows = mirrored(taps, height)
     result = np.zeros((out, *picture.shape[1:]), dtype=np.float32)
     shape = (out,) + (1,) * (picture.ndim - 1)
     for k in range(len(offsets)):
         if np.any(weights[:, k]):
-            result += picture[mirrored[:, k]] * weights[:, k].astype(np.float32).reshape(shape)
+            result += picture[rows[:, k]] * weights[:, k].astype(np.float32).reshape(shape)
     return result
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .degradation import KERNELS, Kernel, downscale, to_8_bits
 from .plain import from_plain
 
-__all__ = ["TEST_DEGRADATIONS", "VECTOR_SIZE", "Degradation", "PhotoDegradations", "degrade_for_test"]
+__all__ = ["JPEG_BLOCK", "TEST_DEGRADATIONS", "VECTOR_SIZE", "Degradation", "PhotoDegradations", "degrade_for_test"]
 
 Rgb = NDArray[np.uint8]
 _ABSENT = -1.0
@@ -24,6 +24,8 @@ _LARGEST_SIGMA = 8.0
 """HR pixels; also the largest that `Degradation.vector` can tell apart."""
 VECTOR_SIZE = 12
 """Length of `Degradation.vector`."""
+JPEG_BLOCK = 16
+"""Pixels a side of what JPEG compresses together: 8 in brightness, 16 in colour at 4:2:0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,11 @@ class Degradation:
     @property
     def clean(self) -> bool:
         """Whether this is the plain bicubic degradation."""
-        return self == Degradation()
+        return dataclasses.replace(self, grey_noise=False) == Degradation()
 
     def margin(self, scale: int) -> int:
-        """LR pixels around a patch that its own pixels depend on; a JPEG block reaches 7 pixels further."""
-        return math.ceil(3 * max(self.sigma) / scale) + 2 + (8 if self.jpeg else 0)
+        """LR pixels around a patch that its own pixels depend on (of several JPEGs, blocks of the last)."""
+        return math.ceil(3 * max(self.sigma) / scale) + 2 + (JPEG_BLOCK if self.jpeg else 0)
 
     def apply(self, hr: Rgb, scale: int, rng: np.random.Generator) -> Rgb:
         """H×W×3 uint8 → (H/scale)×(W/scale)×3 uint8. `ValueError` where a side is no multiple of `scale`."""
@@ -196,7 +198,7 @@ class PhotoDegradations:
 
     def draw(self, rng: np.random.Generator) -> Degradation:
         """A random degradation; what it is depends on the generator's state alone."""
-        # Every number is drawn in every case, so that changing one probability changes that step alone.
+        # Every number is drawn in every case, so that a probability changes no other step of this degradation.
         chance = rng.random(9)
         amount = rng.random(6)
         kernel = KERNELS[int(np.searchsorted(np.cumsum(self.kernels) / sum(self.kernels), rng.random(), side="right"))]

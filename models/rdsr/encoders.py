@@ -176,8 +176,8 @@ class StatisticsEncoder(_PooledEncoder):
     def vector(self, pooled: Tensor) -> Tensor:
         """N×2C, the feature map's means → N×latent."""
         mean, square = pooled.chunk(2, dim=1)
-        deviation = (square - mean * mean).clamp(min=0)
-        logarithms = torch.cat([(mean + _SMALLEST).log(), 0.5 * (deviation + _SMALLEST**2).log()], dim=1)
+        variance = (square - mean * mean).clamp(min=0)
+        logarithms = torch.cat([(mean + _SMALLEST).log(), 0.5 * (variance + _SMALLEST**2).log()], dim=1)
         return self.mlp(self.norm(logarithms))
 
 

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..degradation import bicubic_downscale, crop_to_multiple
-from ..photo_degradation import VECTOR_SIZE, Degradation, PhotoDegradations
+from ..degradation import bicubic_downscale, crop_to_multiple, mirrored
+from ..photo_degradation import JPEG_BLOCK, VECTOR_SIZE, Degradation, PhotoDegradations
 from .errors import TrainingError
 
 __all__ = ["PICTURE_SUFFIXES", "Batch", "PatchSource", "Picture", "find_pictures", "read_rgb"]
@@ -42,8 +42,10 @@ class Picture(NamedTuple):
 class Batch(NamedTuple):
     """N patches of one size."""
 
+    hr: Rgb
+    """N×sP×sP×3 uint8 RGB: originals, which the latent prior encoder sees."""
     target: Rgb
-    """N×sP×sP×3 uint8 RGB."""
+    """N×sP×sP×3 uint8 RGB: what the network is to make of LR."""
     lr: Rgb
     """N×P×P×3 uint8 RGB."""
     degradation: NDArray[np.float32]
@@ -171,6 +173,7 @@ class PatchSource:
         scale = self.scale
         batch = Batch(
             np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8),
+            np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8),
             np.empty((count, patch, patch, 3), dtype=np.uint8),
             np.empty((count, VECTOR_SIZE), dtype=np.float32),
         )
@@ -185,7 +188,8 @@ class PatchSource:
                 return cut[:, ::-1] if mirror else cut
 
             y_hr, x_hr, side = y * scale, x * scale, patch * scale
-            batch.target[index] = turned(picture.target[y_hr : y_hr + side, x_hr : x_hr + side])
+            for source, patches in ((picture.hr, batch.hr), (picture.target, batch.target)):
+                patches[index] = turned(source[y_hr : y_hr + side, x_hr : x_hr + side])
             degradation = Degradation() if self.photo is None else self.photo.draw(rng)
             if degradation.clean:
                 batch.lr[index] = turned(picture.lr[y : y + patch, x : x + patch])
@@ -225,20 +229,17 @@ def _taught(hr: Rgb, path: Path, weight: float) -> Rgb:
 def _window(picture: Rgb, y: int, x: int, side: int, margin: int) -> Rgb:
     """A square with a margin around it; beyond the border the picture is mirrored with its edge pixel repeated."""
 
-    def indices(start: int, length: int) -> NDArray[np.intp]:
-        wanted = np.mod(np.arange(start - margin, start + side + margin), 2 * length)
-        return np.where(wanted < length, wanted, 2 * length - 1 - wanted)
-
     height, width = picture.shape[:2]
     if margin <= min(y, x) and y + side + margin <= height and x + side + margin <= width:
         return picture[y - margin : y + side + margin, x - margin : x + side + margin]
-    return picture[np.ix_(indices(y, height), indices(x, width))]
+    around = np.arange(-margin, side + margin)
+    return picture[np.ix_(mirrored(y + around, height), mirrored(x + around, width))]
 
 
 def _degraded(window: Rgb, degradation: Degradation, patch: int, scale: int, rng: np.random.Generator) -> Rgb:
     """The middle of a degraded window; the grid of JPEG blocks begins anywhere."""
     margin = (window.shape[0] // scale - patch) // 2
-    top, left = rng.integers(8, size=2) if degradation.jpeg else (0, 0)
+    top, left = rng.integers(JPEG_BLOCK, size=2) if degradation.jpeg else (0, 0)
     lr = degradation.apply(window[top * scale :, left * scale :], scale, rng)
     return lr[margin - top : margin - top + patch, margin - left : margin - left + patch]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -80,6 +81,8 @@ class FamilyPlan:
     def load(cls, path: Path = DEFAULT_PLAN) -> FamilyPlan:
         """Read a TOML file; `TrainingError` names what is wrong."""
         values = read_toml(path, "plan")
+        if not all(isinstance(values.get(key, []), list) for key in ("data", "teacher", "members")):
+            raise TrainingError(f"{path}: data, teacher and members must be lists")
         try:
             tables = values.pop("members", [])
             members = tuple(
@@ -94,19 +97,31 @@ class FamilyPlan:
         return plan
 
     def _check(self, path: Path) -> None:
-        names = [member.name for member in self.members]
+        names = [str(member.name) for member in self.members]
         if not names or len(set(names)) < len(names):
             raise TrainingError(f"{path}: members must be there, each with a name of its own")
         for member in self.members:
-            stages = [stage.name for stage in member.stages]
-            if not all(_NAME.fullmatch(name) for name in (member.name, *stages)):
+            stages = [str(stage.name) for stage in member.stages]
+            if not all(_NAME.fullmatch(name) for name in (str(member.name), *stages)):
                 raise TrainingError(f"{path}: names of members and stages are lower-case words joined by '-'")
             if not stages or len(set(stages)) < len(stages) or all(stage.first_round_only for stage in member.stages):
                 raise TrainingError(f"{path}: {member.name} needs stages for every round, each with a name of its own")
-            if not member.share > 0:
-                raise TrainingError(f"{path}: share of {member.name} must be above 0, not {member.share!r}")
-        if not self.slice_minutes > 0 or not self.growth >= 1:
-            raise TrainingError(f"{path}: slice_minutes must be above 0 and growth at least 1")
+            if not _is_number(member.share) or not member.share > 0:
+                raise TrainingError(f"{path}: share of {member.name} must be a number above 0, not {member.share!r}")
+            if not all(isinstance(stage.overrides, dict) and isinstance(stage.config, str) for stage in member.stages):
+                raise TrainingError(f"{path}: a stage of {member.name} has no table of overrides, or no name of a config")
+        if not (_is_number(self.slice_minutes) and self.slice_minutes > 0 and _is_number(self.growth) and self.growth >= 1):
+            raise TrainingError(f"{path}: slice_minutes must be a number above 0 and growth one of at least 1")
+
+    def check_configs(self) -> None:
+        """Load the config of every stage; `TrainingError` names the one that does not fit. Imports torch."""
+        from .config import TrainConfig, find_config
+
+        for member in self.members:
+            for stage in member.stages:
+                if taken := sorted({"data", "teacher", "init"} & set(stage.overrides)):
+                    raise TrainingError(f"{member.name}, {stage.name}: {taken[0]} is not for the overrides to say")
+                TrainConfig.load(find_config(Path(stage.config)), **stage.overrides)
 
     def member(self, name: str) -> Member:
         """The member called so; `TrainingError` names the others."""
@@ -158,19 +173,27 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return StageState(0, None, 0.0, None, None)
         step, minutes, checked = 0, 0.0, []
-        try:
-            with (self.folder / "log.csv").open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if row.get("psnr_y") is None:
-                        break  # cut short while it was written
-                    step, minutes = int(row["step"]), float(row["minutes"])
-                    checked += [float(row["psnr_y"])] if row["psnr_y"] else []
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        # The last row is of the last step; but what counts is that the result was written after it.
-        if step >= iterations and not _ends_at(self.folder / "ema.safetensors", iterations):
-            step = iterations - 1
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+            (self.folder / "log.csv").open(newline="") as file,
+        ):
+            for row in csv.DictReader(file):
+                if row.get("psnr_y") is None:
+                    break  # cut short while it was written
+                step, minutes = int(row["step"]), float(row["minutes"])
+                checked += [float(row["psnr_y"])] if row["psnr_y"] else []
+        # The log may be ahead of the result, or behind it; where the next stage begins is what counts.
+        written = _step_of(self.folder / "ema.safetensors")
+        step = iterations if written >= iterations else min(max(step, written), iterations - 1)
         return StageState(step, iterations, minutes, checked[-1] if checked else None, max(checked, default=None))
+
+    @property
+    def kind(self) -> str:
+        """Stage of the config that the run began with, "stage1", "stage2" or "qat"; "" before."""
+        try:
+            return str(json.loads((self.folder / "config.json").read_text())["stage"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def result(self) -> Path:
         """The weights that the next stage starts from: the best, or where nothing was validated the last."""
@@ -178,14 +201,14 @@ class Run:
         return best if best.is_file() else self.folder / "ema.safetensors"
 
 
-def _ends_at(checkpoint: Path, step: int) -> bool:
-    """Whether a checkpoint's notes say that it is of this step."""
+def _step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's notes tell; 0 where there is none."""
     try:
         with checkpoint.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return int(json.loads(header["__metadata__"]["notes"])["iterations"]) >= step
+        return int(json.loads(header["__metadata__"]["notes"])["iterations"])
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        return False
+        return 0
 
 
 def runs_of(member: Member, folder: Path, rounds: int) -> list[Run]:
@@ -217,3 +240,7 @@ def finished_runs(member: Member, folder: Path) -> list[Run]:
 def minutes_of(member: Member, folder: Path) -> float:
     """Minutes that a member has been trained for."""
     return sum(run.state().minutes for run in runs_of(member, folder, _rounds_begun(member, folder)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

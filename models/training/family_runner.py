@@ -25,13 +25,14 @@ __all__ = [
     "is_running",
     "next_member",
     "pause_family",
+    "run_config",
     "run_family",
     "working_on",
 ]
 
 _LOCK, _PAUSED, _WORKING = "family.lock", "paused", "working.json"
 _MOST_FAILURES = 3
-"""Slices in a row that bring a member no step further; then the others go on without it."""
+"""Slices in a row that end with an error; then the others go on without this member."""
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 120.0
 """How long pausing waits for the step in hand and its checkpoint."""
@@ -55,28 +56,37 @@ def run_family(
     for path in (*plan.data, *plan.teacher, plan.validation):
         if not Path(path).is_dir():
             raise TrainingError(f"the plan's folder {path} does not exist")
+    plan.check_configs()
     folder.mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
+    stop = _Stop()
     failures = dict.fromkeys((member.name for member in plan.members), 0)
     with _only_one(folder) as lock, _signals_set(stop):
+        if is_paused(folder):
+            report("paused; `rdsr train family continue` lets it go on")
         done = 0
-        while not stop.is_set() and (slices is None or done < slices):
+        while not stop.asked and (slices is None or done < slices):
+            _say_working(folder, {"member": "", "run": ""})  # before looking: who pauses waits until this is gone
             if is_paused(folder):
-                stop.wait(_POLL_SECONDS)
+                (folder / _WORKING).unlink(missing_ok=True)
+                time.sleep(_POLL_SECONDS)
                 continue
             able = [member for member in plan.members if failures[member.name] < _MOST_FAILURES]
             if not able:
-                raise TrainingError(f"every member has failed {_MOST_FAILURES} times in a row; see error.txt in {folder}/*")
+                raise TrainingError(f"every member has failed {_MOST_FAILURES} times in a row; see failed.txt in {folder}/*")
             run = current_run(next_member(able, folder), folder)
-            before = run.state()
             code = _slice(plan, run, folder, lock, stop, threads=threads, device=device)
+            failures[run.member.name] = 0 if code == 0 else failures[run.member.name] + 1
             state = run.state()
-            moved = state.step > before.step or state.finished
-            failures[run.member.name] = 0 if moved or code == 0 else failures[run.member.name] + 1
             quality = "" if state.psnr_y is None else f", {state.psnr_y:.3f} dB (best {state.best:.3f})"
             how = "" if code == 0 else f", ended with {code}"
             report(f"{run.member.name}, {run.label}: step {state.step} of {state.iterations or '?'}{quality}{how}")
             done += 1
+
+
+class _Stop:
+    """Whether somebody wants the family to stop; set by signal handlers, which must not touch locks."""
+
+    asked = False
 
 
 def next_member(members: list[Member], folder: Path) -> Member:
@@ -84,12 +94,18 @@ def next_member(members: list[Member], folder: Path) -> Member:
     return min(members, key=lambda member: minutes_of(member, folder) / member.share)
 
 
-def _slice(
-    plan: FamilyPlan, run: Run, folder: Path, lock: IO[str], stop: threading.Event, *, threads: int | None, device: str
-) -> int:
+def _slice(plan: FamilyPlan, run: Run, folder: Path, lock: IO[str], stop: _Stop, *, threads: int | None, device: str) -> int:
     """Train one run for a slice, in a process of its own; returns its exit code, 0 where it was asked to stop."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    failed = run.folder.parent / "failed.txt"
+    try:
+        config = run_config(plan, run, folder)
+    except TrainingError as error:  # of this member; the others go on
+        failed.write_text(f"{error}\n")
+        (folder / _WORKING).unlink(missing_ok=True)
+        return 1
     job = {
-        "config": run_config(plan, run, folder),
+        "config": config,
         "folder": str(run.folder),
         "validation": plan.validation,
         "seconds": plan.slice_minutes * 60,
@@ -98,9 +114,8 @@ def _slice(
     }
     # Spinning OpenMP threads would take the cores from whoever works beside, whatever their priority.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    error = run.folder.parent / "error.txt"
-    with error.open("w") as stderr:
+    messages = run.folder.parent / "messages.txt"
+    with messages.open("a") as stderr:
         # The child holds the lock as well: it may outlive a parent that is killed, by a step.
         child = subprocess.Popen(
             [sys.executable, "-m", __name__, json.dumps(job)],
@@ -110,21 +125,30 @@ def _slice(
             pass_fds=[lock.fileno()],
             start_new_session=True,
         )
-        assert child.stdin is not None
-        (folder / _WORKING).write_text(json.dumps({"member": run.member.name, "run": run.label, "runner": os.getpid()}))
-        asked = False
-        while child.poll() is None:
-            if not asked and (stop.is_set() or is_paused(folder)):
-                child.stdin.close()  # which the child takes as the wish to stop, as it takes its parent's death
-                asked = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_POLL_SECONDS)
-        with contextlib.suppress(OSError):
-            child.stdin.close()
+    assert child.stdin is not None
+    _say_working(folder, {"member": run.member.name, "run": run.label})
+    asked = False
+    while child.poll() is None:
+        if not asked and (stop.asked or is_paused(folder)):
+            child.stdin.close()  # which the child takes as the wish to stop, as it takes its parent's death
+            asked = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_POLL_SECONDS)
+    with contextlib.suppress(OSError):
+        child.stdin.close()
     (folder / _WORKING).unlink(missing_ok=True)
     if child.returncode == 0:
-        error.unlink()
+        failed.unlink(missing_ok=True)
+    else:
+        last = messages.read_text(errors="replace").strip().splitlines()[-1:]
+        failed.write_text("".join(last) + f" (exit code {child.returncode})\n")
     return child.returncode
+
+
+def _say_working(folder: Path, work: dict[str, Any]) -> None:
+    temporary = folder / f"{_WORKING}.tmp"
+    temporary.write_text(json.dumps(work | {"runner": os.getpid()}))
+    temporary.replace(folder / _WORKING)
 
 
 def run_config(plan: FamilyPlan, run: Run, folder: Path) -> dict[str, Any]:
@@ -138,35 +162,35 @@ def run_config(plan: FamilyPlan, run: Run, folder: Path) -> dict[str, Any]:
     config = TrainConfig.load(find_config(Path(run.stage.config)), **where, **run.stage.overrides).to_dict()
     if run.stage.grows:
         config["iterations"] = round(config["iterations"] * plan.growth ** (run.round - 1))
+    config["seed"] += run.round - 1  # other patches in every round
     init = _start_of(run, config["stage"], folder)
     return config | {"init": init, "grow": config["grow"] and init == run.member.init}
 
 
 def _start_of(run: Run, stage: str, folder: Path) -> str:
     """The checkpoint that a run starts from: what the round has come to, the best so far for a new round or for qat."""
-    before = [r for r in runs_of(run.member, folder, run.round) if r.state().finished and _stage_of(r) != "qat"]
+    before = [r for r in runs_of(run.member, folder, run.round) if r.state().finished and r.kind != "qat"]
     this_round = [r for r in before if r.round == run.round]
     if this_round and stage != "qat":
         return str(this_round[-1].result())
-    deployable = [(r.state().best or 0.0, r.result()) for r in before if _stage_of(r) == "stage2"]
+    deployable = [(r.state().best or 0.0, r.result()) for r in before if r.kind == "stage2"]
     if (brought := adopted(run.member, folder)) is not None:
         deployable.append(brought)
     if deployable:
-        return str(max(deployable)[1])
+        return str(max(deployable, key=lambda weights: weights[0])[1])
     return str(before[-1].result()) if before else run.member.init
 
 
 def adopted(member: Member, folder: Path) -> tuple[float, Path] | None:
     """PSNR-Y of the validation set and path of weights that were brought from elsewhere, a GPU say."""
+    from ..checkpoint import read_checkpoint
+    from ..errors import CheckpointError
+
+    path = folder / member.name / "adopted.safetensors"
     try:
-        psnr = float(json.loads((folder / member.name / "adopted.json").read_text())["psnr_y"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(read_checkpoint(path)[1]["notes"])["psnr_y"]), path
+    except (CheckpointError, ValueError, KeyError, TypeError):
         return None
-    return psnr, folder / member.name / "adopted.safetensors"
-
-
-def _stage_of(run: Run) -> str:
-    return str(json.loads((run.folder / "config.json").read_text())["stage"])
 
 
 # -- one at a time, pausing ---------------------------------------------------------------------------------------------
@@ -176,7 +200,7 @@ def _stage_of(run: Run) -> str:
 def _only_one(folder: Path) -> Iterator[IO[str]]:
     """Hold the folder's lock; a child of a runner that was killed gives it up after the step in hand."""
     with (folder / _LOCK).open("a") as file:
-        patience = time.monotonic() + 30
+        patience = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,7 +236,7 @@ def is_running(folder: Path) -> bool:
 
 
 def working_on(folder: Path) -> dict[str, Any] | None:
-    """What is being trained now: "member", "run", "runner" (a process id); None between slices and while nothing runs."""
+    """What is being trained now: "member", "run", "runner" (a process id); None while nothing is."""
     try:
         return dict(json.loads((folder / _WORKING).read_text()))
     except (OSError, ValueError):
@@ -242,12 +266,16 @@ def continue_family(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _signals_set(stop: threading.Event) -> Iterator[None]:
+def _signals_set(stop: _Stop) -> Iterator[None]:
     """SIGINT and SIGTERM set `stop`, also where the shell had them ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(*_: object) -> None:
+        stop.asked = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -271,7 +299,9 @@ def _stop_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 4096):  # not by sys.stdin, whose lock the interpreter needs to end
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        while True:  # one may get lost where Python is about to end or to start something
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
 
     threading.Thread(target=watch, name="rdsr-family-parent", daemon=True).start()
 

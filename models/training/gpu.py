@@ -30,7 +30,7 @@ __all__ = ["main", "pack", "train_slice"]
 MEGABYTE = 2**20
 _PART = 15 * MEGABYTE
 """A carrier takes files of 16 MiB at most."""
-_PROBE_STEPS = 200
+_PROBE_STEPS = 300
 _RESERVE_SECONDS = 45.0
 """Of a slice, for loading, the last validation and writing."""
 _SMALLEST_CROP = 256
@@ -119,8 +119,11 @@ def train_slice(
     slices: int = 3,
     minutes: float = 9.0,
     device: str = "auto",
+    state: Path | None = None,
 ) -> str:
     """Go on with the run in `work` for one slice, and leave what is to be carried back in `out`.
+
+    `state`: an `out` that was carried here from another machine, to go on from.
 
     The first slice unpacks the archive, times some steps, and sets the iterations to what `slices` of `minutes` will hold.
     Raises `TrainingError` and `CheckpointError`.
@@ -129,13 +132,17 @@ def train_slice(
     from .run import train
 
     began = time.monotonic()
-    if not (work / "train").is_dir():
-        work.mkdir(parents=True, exist_ok=True)
+    pictures, run = work / "pictures", work / "run"
+    if not pictures.is_dir():
+        unpacking = work / "unpacking"
+        shutil.rmtree(unpacking, ignore_errors=True)
         with tarfile.open(archive) as packed:
-            packed.extractall(work, filter="data")
-    start = work / "start.safetensors"
-    where = {"data": [str(work / "train")], "teacher": [str(work / "teacher")]}
-    run = work / "run"
+            packed.extractall(unpacking, filter="data")
+        unpacking.rename(pictures)
+    if state is not None and not (run / "state.pt").is_file():
+        _restore(state, run)
+    start = pictures / "start.safetensors"
+    where = {"data": [str(pictures / "train")], "teacher": [str(pictures / "teacher")]}
     if not (run / "config.json").is_file():
         values = TrainConfig.load(find_config(config), **where).to_dict()
         if start.is_file():
@@ -152,18 +159,20 @@ def train_slice(
         settled,
         run,
         resume=(run / "state.pt").is_file(),
-        validation=work / "val",
+        validation=pictures / "val",
         device=device,
         seconds=max(1.0, left),
     )
     _leave(run, out)
     with (run / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    import torch
+
+    where_run = "on a GPU" if device != "cpu" and torch.cuda.is_available() else "on the CPU"
     if not rows:
-        return f"no row of the log yet, of {settled.iterations} steps"
-    row = rows[-1]
-    waited = f"{float(row['data_wait_share']):.1%} of the time waiting for data"
-    return f"step {row['step']} of {settled.iterations}, loss {row['loss']}, {waited}"
+        return f"{where_run}: no row of the log yet, of {settled.iterations} steps"
+    waited = f"{float(rows[-1]['data_wait_share']):.1%} of the time waiting for data"
+    return f"{where_run}: step {rows[-1]['step']} of {settled.iterations}, loss {rows[-1]['loss']}, {waited}"
 
 
 def _fitting(config: object, work: Path, seconds: float, device: str) -> int:
@@ -177,14 +186,13 @@ def _fitting(config: object, work: Path, seconds: float, device: str) -> int:
     probe = work / "probe"
     shutil.rmtree(probe, ignore_errors=True)
     began = time.monotonic()
-    train(dataclasses.replace(config, iterations=_PROBE_STEPS), probe, device=device)
-    took = time.monotonic() - began
-    with (probe / "log.csv").open(newline="") as file:
-        minutes = [float(row["minutes"]) for row in csv.DictReader(file)]
+    rows: list[float] = []
+    # Without steps of the prior alone, which are the short ones.
+    short = dataclasses.replace(config, iterations=_PROBE_STEPS, prior_steps=0)
+    train(short, probe, device=device, progress=lambda step, row: rows.append(time.monotonic()))
     shutil.rmtree(probe)
-    steady = (minutes[-1] - minutes[-2]) * 60 if len(minutes) > 1 else took
-    per_step = max(steady, 0.2) / 100  # the log tells hundredths of a minute
-    return max(_PROBE_STEPS, int((seconds - took) / per_step))
+    per_step = (rows[-1] - rows[0]) / (_PROBE_STEPS - 100)  # the first hundred warm up
+    return max(_PROBE_STEPS, int((seconds - (time.monotonic() - began)) / per_step))
 
 
 def _leave(run: Path, out: Path) -> None:
@@ -201,7 +209,19 @@ def _leave(run: Path, out: Path) -> None:
         old.unlink()
     data = content.getvalue()
     for number, begin in enumerate(range(0, len(data), _PART)):
-        (out / f"state.part{number}").write_bytes(data[begin : begin + _PART])
+        (out / f"state.part{number:02d}").write_bytes(data[begin : begin + _PART])
+
+
+def _restore(carried: Path, run: Path) -> None:
+    """Put the parts that `_leave` made together again."""
+    parts = sorted(carried.glob("state.part*"))
+    if not parts:
+        raise TrainingError(f"{carried} holds no state.part* to go on from")
+    run.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
+        archive.extractall(run, filter="data")
+    shutil.copy(carried / "log.csv", run / "log.csv")
+    shutil.copy(carried / "best.safetensors", run / "best.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slicing.add_argument("--config", type=Path, default=Path("small-gpu"), help="TOML file or preset (default small-gpu)")
     slicing.add_argument("--slices", type=int, default=3)
     slicing.add_argument("--minutes", type=float, default=9.0)
-    slicing.add_argument("--device", default="auto")
+    slicing.add_argument("--device", default="auto", help="cuda to refuse anything slower")
+    slicing.add_argument("--state", type=Path, help="an OUT carried from another machine, to go on from")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     values = {key: value for key, value in vars(options).items() if key != "command"}

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
@@ -57,6 +59,7 @@ QAT_START = Ranges(percentile=0.9999, equalization=0.85)
 """Ranges that quantization-aware training starts from: of `small` and `tiny`, the best ones post-training."""
 _CALIBRATION_PICTURES = 12
 _CALIBRATION_SIDE = 96
+_CALIBRATION_PATCHES = 48
 
 
 def _finished_network(path: Path) -> RDSR:
@@ -68,17 +71,25 @@ def _finished_network(path: Path) -> RDSR:
 
 
 def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> None:
-    """Give the network a quantized decoder, with ranges from the middles of some of the training pictures."""
+    """Give the network a quantized decoder, with ranges from the middles of some of the training pictures.
+
+    For photos from patches, degraded as in training.
+    """
     noise = torch.randn(1, network.config.latent_size, generator=torch.Generator().manual_seed(0))
-    spread = source.pictures[:: max(1, len(source.pictures) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
-    samples = []
-    for _, lr, _ in spread:
-        top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
-        middle = lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
-        samples.append(sample_of(network, middle, noise))
+    if source.photo is not None:
+        pictures = list(source.batch(0, _CALIBRATION_PATCHES).lr)
+    else:
+        spread = source.pictures[:: max(1, len(source.pictures) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
+        pictures = [_middle(picture.lr) for picture in spread]
+    samples = [sample_of(network, picture, noise) for picture in pictures]
     if black_and_white:
         samples = with_hard_edges(network, samples, noise)
     network.quantized = calibrate(network, samples, QAT_START)
+
+
+def _middle(lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
+    return lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
 
 
 def train(

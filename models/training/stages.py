@@ -63,25 +63,28 @@ def stage_losses(
     network: RDSR,
     config: TrainConfig,
     lr: Tensor,
-    target: Tensor,
+    hr: Tensor,
     noise: Tensor,
+    target: Tensor | None = None,
     degradation: Tensor | None = None,
     *,
     prior_alone: bool = False,
 ) -> Losses:
     """Forward pass of one step.
 
-    `lr` N×3×H×W and `target` N×3×sH×sW in [0, 1], `noise` N×latent, `degradation` N×`VECTOR_SIZE` for a latent prior
-    encoder that is told it. `prior_alone` (stage2): the decoder does not run, the loss is the prior's.
+    `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent. `target`: what is to be made of LR, as HR (None: HR).
+    `degradation`: N×`VECTOR_SIZE`, for a latent prior encoder that is told it. `prior_alone` (stage2): the decoder does not
+    run, the loss is the prior's.
     """
+    target = hr if target is None else target
     if config.stage == "stage1":
-        z = _lpe(network)(lr, target, degradation)
+        z = _lpe(network)(lr, hr, degradation)
         loss, pixel = picture_loss(network.decoder(lr, z).float(), target, config)
         return Losses(loss, pixel, torch.zeros(()))
     if config.stage == "qat":
         return _qat_losses(network, config, lr, target, noise)
     with torch.no_grad():
-        wanted = _lpe(network)(lr, target, degradation).float()
+        wanted = _lpe(network)(lr, hr, degradation).float()
     pooled = network.feature_map(lr).mean(dim=(2, 3))
     with torch.autocast(lr.device.type, enabled=False):  # a few thousand multiplications: float32 costs nothing here
         z = network.prior(pooled.float(), noise)

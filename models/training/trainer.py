@@ -174,7 +174,9 @@ class Trainer:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from what `read_state` has read; `TrainingError` where the run was trained on other pictures."""
         if state["data"] != self.data.digest:
-            raise TrainingError(f"{self.folder} was trained on other pictures than --data names now")
+            raise TrainingError(
+                f"{self.folder} was trained on other pictures, or a teacher's others, than --data and --teacher name now"
+            )
         self.network.load_state_dict(state["network"])
         self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -218,7 +220,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         config = self.config
-        target, lr = self._tensor(batch.target), self._tensor(batch.lr)
+        hr, target, lr = (self._tensor(patches) for patches in (batch.hr, batch.target, batch.lr))
         degradation = torch.from_numpy(batch.degradation).to(self.device)
         prior_alone = self.step < config.prior_steps
         generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
@@ -228,7 +230,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            losses = self.losses(self.network, config, lr, target, noise, degradation, prior_alone=prior_alone)
+            losses = self.losses(self.network, config, lr, hr, noise, target, degradation, prior_alone=prior_alone)
         self.network.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
@@ -236,8 +238,8 @@ class Trainer:
         factor = config.spike_factor ** (2 if config.pixel_loss == "l2" else 1)
         if self.step == config.prior_steps:
             self.running_loss = None  # from here on it is another loss
-        settled = self.running_loss is not None and self.step >= config.prior_steps + 200
-        limit = factor * self.running_loss if settled and self.running_loss is not None else math.inf
+        steps_of_this_loss = self.step - (0 if prior_alone else config.prior_steps)
+        limit = math.inf if self.running_loss is None or steps_of_this_loss < 200 else factor * self.running_loss
         if math.isfinite(value) and math.isfinite(norm) and value <= limit:
             for optimizer in self.optimizers:
                 optimizer.step()

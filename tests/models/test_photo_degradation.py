@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import cv2
@@ -26,6 +25,8 @@ GREY = np.full((256, 256, 3), 120, np.uint8)
 
 def test_nothing_but_the_kernel_is_the_bicubic_degradation() -> None:
     assert Degradation().clean
+    assert Degradation(grey_noise=True).clean, "the colour of no noise"
+    assert not Degradation(kernel="area").clean
     assert np.array_equal(Degradation().apply(SMOOTH, 4, RNG(0)), bicubic_downscale(SMOOTH, 4))
 
 
@@ -147,7 +148,3 @@ def test_fixed_degradations_are_the_same_every_time(name: str) -> None:
     assert not np.array_equal(one, bicubic_downscale(SMOOTH, 4))
     if TEST_DEGRADATIONS[name].gaussian:
         assert not np.array_equal(one, degrade_for_test(SMOOTH, 4, name, "kodim02")), "each picture has noise of its own"
-
-
-def test_a_degradation_is_its_fields() -> None:
-    assert dataclasses.replace(Degradation(), jpeg=(40,)) == Degradation(jpeg=(40,))

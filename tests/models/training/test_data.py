@@ -94,7 +94,7 @@ def test_pictures_too_small_for_one_patch_size_serve_the_others(tmp_path: Path) 
     cv2.imwrite(str(tmp_path / "small.png"), noise_picture(40, 48))
     cv2.imwrite(str(tmp_path / "large.png"), np.zeros((80, 80, 3), np.uint8))
     source = PatchSource([tmp_path], scale=4, patch_sizes=(8, 16), seed=0)
-    batches = [source.batch(step, 4)[1] for step in range(20)]
+    batches = [source.batch(step, 4).lr for step in range(20)]
     assert all((b == 0).all() for b in batches if b.shape[1] == 16)
     assert any((b != 0).any() for b in batches if b.shape[1] == 8)
     with pytest.raises(TrainingError, match="patches of 24 LR pixels"):
@@ -117,7 +117,7 @@ def test_patches_are_aligned_pairs(folder: Path) -> None:
     source = PatchSource([folder], scale=4, patch_sizes=(8, 12), seed=0)
     sizes = set()
     for step in range(12):
-        hr, lr, _ = source.batch(step, 4)
+        hr, _, lr, _ = source.batch(step, 4)
         sizes.add(lr.shape[1])
         assert hr.shape[1:] == (lr.shape[1] * 4, lr.shape[2] * 4, 3)
         for big, small in zip(hr, lr, strict=True):
@@ -129,9 +129,9 @@ def test_patches_are_aligned_pairs(folder: Path) -> None:
 def test_batches_depend_on_seed_and_step_alone(folder: Path) -> None:
     source = PatchSource([folder], scale=4, patch_sizes=(8,), seed=0)
     streamed = list(source.stream(3, 6, 4))
-    for step, (hr, lr, _) in zip(range(3, 6), streamed, strict=True):
+    for step, (hr, _, lr, _) in zip(range(3, 6), streamed, strict=True):
         assert np.array_equal(source.batch(step, 4)[0], hr)
-        assert np.array_equal(source.batch(step, 4)[1], lr)
+        assert np.array_equal(source.batch(step, 4).lr, lr)
     assert not np.array_equal(source.batch(0, 4)[0], source.batch(1, 4)[0])
     other = PatchSource([folder], scale=4, patch_sizes=(8,), seed=1)
     assert not np.array_equal(source.batch(0, 4)[0], other.batch(0, 4)[0])
@@ -221,7 +221,7 @@ def test_photo_patches_are_degraded_and_say_how(folder: Path) -> None:
     for step in range(10):
         batch, again = source.batch(step, 4), source.batch(step, 4)
         assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True)), "drawn from seed and step"
-        for target, lr, vector in zip(*batch, strict=True):
+        for target, lr, vector in zip(batch.target, batch.lr, batch.degradation, strict=True):
             bicubic = bicubic_downscale(target, 4).astype(int)
             untouched = np.abs(bicubic - lr)[2:-2, 2:-2].max() <= 1
             seen[untouched] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -11,16 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from rdsr.benchmarks.family_take import take_member
+from rdsr.benchmarks.family_take import adopt_weights, take_member
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
+from rdsr.models.checkpoint import read_checkpoint, save_checkpoint
 from rdsr.models.training.config import TrainConfig, find_config
 from rdsr.models.training.errors import TrainingError
 from rdsr.models.training.family import DEFAULT_PLAN, FamilyPlan, current_run, finished_runs, minutes_of
-from rdsr.models.training.family_runner import is_running, next_member, run_config, run_family, working_on
+from rdsr.models.training.family_runner import adopted, is_running, next_member, run_config, run_family, working_on
+from rdsr.models.training.run import train
+from rdsr.tests.conftest import random_network, write_checkpoint
 
 STAGE1 = """
 stage = "stage1"
@@ -126,9 +131,13 @@ def test_stages_follow_each_other_and_rounds_grow(plan: FamilyPlan, tmp_path: Pa
     assert "Our own pictures." in card
     assert "Not measured: Set5, Set14, B100." in card
     assert "| round 1, qat |" in card
+    before = [path.read_bytes() for path in sorted(shipped.iterdir())]
     assert take_member(plan, "one", runs, weights=shipped, threads=1).startswith("not taken"), "it has not risen"
-    before = (shipped / "rdsr-one-x4.safetensors").read_bytes()
-    assert before == (shipped / "rdsr-one-x4.safetensors").read_bytes()
+    assert before == [path.read_bytes() for path in sorted(shipped.iterdir())]
+    seeds = [json.loads((run.folder / "config.json").read_text())["seed"] for run in (second, again)]
+    assert seeds == [0, 1], "other patches in every round"
+    assert status["members"][0]["best"] == max(second.state().best, again.state().best)
+    assert status["members"][0]["best_int8"] == qat.state().best
 
 
 def test_nothing_is_taken_before_a_quantized_run_has_finished(plan: FamilyPlan, tmp_path: Path) -> None:
@@ -188,41 +197,51 @@ def wait_for(condition: object, what: str) -> None:
 def long_plan(tmp_path: Path) -> Path:
     """Stage 1 of many steps, a checkpoint after each."""
     path = write_plan(tmp_path)
-    changed = STAGE1.replace("iterations = 6", "iterations = 4000\ncheckpoint_minutes = 0.0\nvalidate_every = 100000")
-    (tmp_path / "stage1.toml").write_text(changed.replace("validate_every = 3\n", ""))
+    changed = STAGE1.replace("iterations = 6", "iterations = 4000\ncheckpoint_minutes = 0.0")
+    (tmp_path / "stage1.toml").write_text(changed.replace("validate_every = 3", "validate_every = 100000"))
     return path
 
 
 def step_of(runs: Path) -> int:
-    import torch
-
     state = runs / "one" / "01-1-stage1" / "state.pt"
     return torch.load(state, weights_only=True)["step"] if state.is_file() else 0
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on(long_plan: Path, tmp_path: Path) -> None:
-    """Killed in the middle of steps and checkpoints, runner first or slice first: what was written is whole."""
+def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(long_plan: Path, tmp_path: Path) -> None:
+    """Runner and slice, the runner alone, and both in the middle of a checkpoint: the result is the undisturbed run's."""
+    iterations = 250
+    text = (tmp_path / "stage1.toml").read_text().replace("4000", str(iterations))
+    (tmp_path / "stage1.toml").write_text(text)
     runs = tmp_path / "runs"
-    steps = [0]
+    run = runs / "one" / "01-1-stage1"
     for turn in range(4):
+        before = step_of(runs)
         process = start(long_plan, runs)
-        wait_for(lambda: step_of(runs) > steps[-1] + 3, "it goes on")
-        if turn % 2:
-            os.killpg(process.pid, signal.SIGKILL)  # the runner alone: the slice ends by itself
-        else:
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-            os.killpg(process.pid, signal.SIGKILL)
+        wait_for(lambda before=before: step_of(runs) > before + 3, "it goes on")
+        if turn == 2:
+            wait_for(lambda: (run / "state.pt.tmp").exists(), "a checkpoint is being written")
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(process.pid, signal.SIGKILL)
+        if turn != 1:  # otherwise the slice ends by itself
             for child in children:
                 os.kill(int(child), signal.SIGKILL)
         process.wait()
         wait_for(lambda: not is_running(runs), "the slice ends after its runner")
-        steps.append(step_of(runs))
-        assert steps[-1] > steps[-2]
-        assert not [path for path in (runs / "one" / "01-1-stage1").iterdir() if path.stat().st_size == 0]
-    plan = FamilyPlan.load(long_plan)
-    state = current_run(plan.members[0], runs)
-    assert state.label == "round 1, stage1"
+        assert before < step_of(runs) < iterations
+    process = start(long_plan, runs)
+    wait_for(lambda: step_of(runs) == iterations, "it comes to its end")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0
+    config = TrainConfig.load(tmp_path / "stage1.toml", data=[str(SAMPLES)])
+    whole = load_file(train(config, tmp_path / "whole", validation=SAMPLES, threads=1))
+    assert all(torch.equal(value, whole[key]) for key, value in load_file(run / "ema.safetensors").items())
+
+    def losses(folder: Path) -> list[str]:
+        with (folder / "log.csv").open() as file:
+            return [row["loss"] for row in csv.DictReader(file)]
+
+    assert losses(run) == losses(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -262,7 +281,10 @@ def test_a_member_that_fails_again_and_again_does_not_stop_the_others(tmp_path: 
     lines: list[str] = []
     run_family(FamilyPlan.load(path), tmp_path / "runs", threads=1, slices=6, report=lines.append)
     assert sum(line.startswith("two") for line in lines) == 3
-    assert "patches of 500" in (tmp_path / "runs" / "two" / "error.txt").read_text()
+    failed = (tmp_path / "runs" / "two" / "failed.txt").read_text()
+    assert "patches of 500" in failed
+    shown = CliRunner().invoke(app, ["train", "family", "status", "--runs", str(tmp_path / "runs"), "--plan", str(path)])
+    assert "two failed: none of the" in shown.stdout
     assert sum(line.startswith("one") for line in lines) == 3
 
 
@@ -272,6 +294,9 @@ def test_a_member_that_fails_again_and_again_does_not_stop_the_others(tmp_path: 
         (("share = 1.0", "share = 0"), "share of one"),
         (('name = "one"', 'name = "O ne"'), "lower-case"),
         (("grows = true", "grow = true"), "no plan of a family"),
+        (("share = 1.0", 'share = "big"'), "share of one"),
+        (('validation = "{validation}"', 'validation = "{validation}"\nteacher = "x"'), "must be lists"),
+        (("stage1.toml", "nowhere.toml"), "cannot read the config"),
         (("growth = 2.0", "growth = 0.5"), "growth"),
         (('data = ["{data}"]', 'data = ["nowhere"]'), "nowhere does not exist"),
         (("slice_minutes = 5", "slice_minutes = ["), "valid TOML"),
@@ -283,15 +308,39 @@ def test_plans_that_cannot_be_are_refused(tmp_path: Path, change: tuple[str, str
         run_family(FamilyPlan.load(path), tmp_path / "runs", slices=1)
 
 
-def test_what_a_cut_short_log_says_does_not_count(plan: FamilyPlan, tmp_path: Path) -> None:
-    """A run whose log says that it is finished, but whose result is of an earlier step, is not."""
+def test_the_result_says_whether_a_run_is_finished(plan: FamilyPlan, tmp_path: Path) -> None:
+    """Not the log, which may be ahead of it or, after a power cut, behind."""
     runs = tmp_path / "runs"
     run_family(plan, runs, threads=1, slices=1)
     (run,) = finished_runs(plan.members[0], runs)
     log = run.folder / "log.csv"
+    whole = log.read_text()
+    log.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    assert run.state().finished
     config = json.loads((run.folder / "config.json").read_text())
     (run.folder / "config.json").write_text(json.dumps(config | {"iterations": 9}))
-    log.write_text(log.read_text() + "9,0.1,0.1,0.1,0,0.001,0,0,20.0\n")
+    log.write_text(whole + "9,0.1,0.1,0.1,0,0.001,0,0,20.0\n12,0.")
     assert not run.state().finished
-    log.write_text(log.read_text() + "12,0.")
     assert run.state().step == 8
+
+
+def test_weights_from_elsewhere_are_where_the_next_round_begins_if_they_are_the_best(
+    plan: FamilyPlan, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    run_family(plan, runs, threads=1, slices=2)
+    (member,) = plan.members
+    _, second = finished_runs(member, runs)
+    with pytest.raises(TrainingError, match="no network of one's sizes"):
+        adopt_weights(plan, "one", runs, write_checkpoint(tmp_path / "other.safetensors", random_network()), threads=1)
+    sentence = adopt_weights(plan, "one", runs, second.result(), threads=1)
+    assert sentence.startswith("adopted for one"), sentence
+    assert adopt_weights(plan, "one", runs, second.result(), threads=1).startswith("not adopted")
+    qat = current_run(member, runs)
+    assert run_config(plan, qat, runs)["init"] == str(second.result())
+    psnr, path = adopted(member, runs)
+    assert psnr == pytest.approx(second.state().best, abs=2e-4)
+    read, metadata = read_checkpoint(path)
+    notes = json.loads(metadata["notes"]) | {"psnr_y": "99"}
+    save_checkpoint(path, read, "rdsr", json.loads(metadata["config"]), notes)
+    assert run_config(plan, qat, runs)["init"] == str(path)
