@@ -19,7 +19,7 @@ from .plain import from_plain
 __all__ = ["JPEG_BLOCK", "TEST_DEGRADATIONS", "VECTOR_SIZE", "Degradation", "PhotoDegradations", "degrade_for_test"]
 
 Rgb = NDArray[np.uint8]
-_ABSENT = -1.0
+_MIDDLE_GREY = 128
 _LARGEST_SIGMA = 8.0
 """HR pixels; also the largest that `Degradation.vector` can tell apart."""
 VECTOR_SIZE = 12
@@ -86,34 +86,33 @@ class Degradation:
         return picture
 
     def vector(self) -> NDArray[np.float32]:
-        """The parameters as `VECTOR_SIZE` numbers, for the latent prior encoder; −1 where there is no such step.
+        """The parameters as `VECTOR_SIZE` numbers, for the latent prior encoder.
 
-        | index | what | range |
-        |---|---|---|
-        | 0, 1 | logarithm of the blur's larger and smaller sigma, 0.2 … 8 HR pixels | 0 … 1 |
-        | 2, 3 | cosine and sine of twice the angle, times 1 − smaller/larger sigma; 0 without blur | −1 … 1 |
-        | 4, 5, 6 | resampling kernel: bicubic, bilinear, area | 0 or 1 |
-        | 7 | Gaussian noise, 25 grey levels are 1 | from 0 |
-        | 8 | square root of Poisson noise | from 0 |
-        | 9 | whether the noise is grey | 0 or 1 |
-        | 10, 11 | quality of the first and the second JPEG, 100 is 1 | 0 … 1 |
+        What is absent has the value that it would have at no strength, which nothing present has: who has to guess a blur
+        under noise then errs by little. (−1 for absent made guesses fall between −1 and what was there.)
+
+        | index | what | range | absent |
+        |---|---|---|---|
+        | 0, 1 | logarithm of the blur's larger and smaller sigma, 0.2 … 8 HR pixels | 0 … 1 | 0 |
+        | 2, 3 | cosine and sine of twice the angle, times 1 − smaller/larger sigma | −1 … 1 | 0 |
+        | 4, 5, 6 | resampling kernel: bicubic, bilinear, area; next to nothing depends on it | 0 or 0.25 | |
+        | 7 | standard deviation of all noise at middle grey; 25 grey levels are 1 | from 0 | 0 |
+        | 8 | Poisson noise's share of that variance | 0 … 1 | 0 |
+        | 9 | whether the noise is grey | 0 or 1 | 0 |
+        | 10, 11 | 1 − quality/100 of the stronger and of the weaker JPEG | 0 … 1 | 0 |
         """
-        values = np.full(VECTOR_SIZE, _ABSENT, np.float32)
+        values = np.zeros(VECTOR_SIZE, np.float32)
         large, small = max(self.sigma), min(self.sigma)
-        values[2:4] = 0.0
         if large > 0:
             values[0:2] = [_log_share(large), _log_share(small)]
             direction = self.angle if self.sigma[0] >= self.sigma[1] else self.angle + math.pi / 2
             values[2:4] = np.array([math.cos(2 * direction), math.sin(2 * direction)]) * (1 - small / large)
-        values[4:7] = [float(self.kernel == kernel) for kernel in KERNELS]
-        if self.gaussian:
-            values[7] = self.gaussian / 25
-        if self.poisson:
-            values[8] = math.sqrt(self.poisson)
-        if self.gaussian or self.poisson:
-            values[9] = float(self.grey_noise)
-        for index, quality in enumerate(self.jpeg[:2]):
-            values[10 + index] = quality / 100
+        values[4:7] = [0.25 * (self.kernel == kernel) for kernel in KERNELS]
+        variance = self.gaussian**2 + self.poisson * _MIDDLE_GREY
+        if variance > 0:
+            values[7:10] = [math.sqrt(variance) / 25, self.poisson * _MIDDLE_GREY / variance, float(self.grey_noise)]
+        strengths = sorted((1 - quality / 100 for quality in self.jpeg[:2]), reverse=True)
+        values[10 : 10 + len(strengths)] = strengths
         return values
 
 

@@ -164,7 +164,8 @@ PRESETS: dict[str, RDSRConfig] = {
     "base": RDSRConfig(width=64, depth=30, modulation_depths=(0, 5, 10, 15, 21, 26), condition_width=128, lpe_width=96),
     "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
     "tiny": RDSRConfig(width=48, depth=8, modulation_depths=(0, 3, 6), condition_width=32),
-    # Of small's size, for photos as they are: its condition encoder can see a degradation, its LPE is told it.
+    # Of small's size, for photos as they are: its condition encoder can see a degradation, its LPE is told it. What the LPE
+    # makes of HR is kept small: no LR picture tells it, and with 64 features stage 2 ended 0.11 dB lower (`tiny`, one seed).
     "photo": RDSRConfig(
         width=48,
         depth=14,
@@ -173,6 +174,7 @@ PRESETS: dict[str, RDSRConfig] = {
         condition_width=16,
         unshuffle=2,
         degradation_size=12,
+        lpe_width=8,
     ),
 }
 """Named sizes of the family, ×4; `dataclasses.replace(PRESETS["small"], scale=2)` gives the others."""

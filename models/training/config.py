@@ -93,7 +93,10 @@ class TrainConfig:
     frequency_weight: float = 0.0
     """Weight of the L1 distance between the pictures' two-dimensional Fourier coefficients, beside the pixel loss."""
     prior_weight: float = 0.1
-    """stage2: weight of the L1 distance between the reverse process's z and the LPE's."""
+    """stage2: weight of the distance between the reverse process's z and the LPE's."""
+    prior_loss: str = "l1"
+    """stage2: "l1" or "l2" for that distance. A step of a degradation that is absent more often than not has its median at
+    "absent": an L1 estimate says so until it is sure, a squared one gives the mean of what may be."""
     prior_steps: int = 0
     """stage2: steps at the beginning that train condition encoder and denoiser alone, on that distance; the decoder does not
     run, so that such a step takes a fraction of a full one."""
@@ -136,8 +139,9 @@ class TrainConfig:
             refuse("preset", f"one of {', '.join(PRESETS)}")
         if self.optimizer not in OPTIMIZERS:
             refuse("optimizer", f"one of {', '.join(OPTIMIZERS)}")
-        if self.pixel_loss not in PIXEL_LOSSES:
-            refuse("pixel_loss", f"one of {', '.join(PIXEL_LOSSES)}")
+        for name in ("pixel_loss", "prior_loss"):
+            if getattr(self, name) not in PIXEL_LOSSES:
+                refuse(name, f"one of {', '.join(PIXEL_LOSSES)}")
         object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
         if self.degradation not in DEGRADATIONS:
             refuse("degradation", f"one of {', '.join(DEGRADATIONS)}")

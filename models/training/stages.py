@@ -88,11 +88,12 @@ def stage_losses(
     pooled = network.feature_map(lr).mean(dim=(2, 3))
     with torch.autocast(lr.device.type, enabled=False):  # a few thousand multiplications: float32 costs nothing here
         z = network.prior(pooled.float(), noise)
-    prior = F.l1_loss(z, wanted)
+    l1 = F.l1_loss(z, wanted)
+    prior = l1 if config.prior_loss == "l1" else F.mse_loss(z, wanted)
     if prior_alone:
-        return Losses(prior, torch.zeros(()), prior.detach())
+        return Losses(prior, torch.zeros(()), l1.detach())
     loss, pixel = picture_loss(network.decoder(lr, z).float(), target, config)
-    return Losses(loss + config.prior_weight * prior, pixel, prior.detach())
+    return Losses(loss + config.prior_weight * prior, pixel, l1.detach())
 
 
 def _share_of(share: float, noise: Tensor) -> int:

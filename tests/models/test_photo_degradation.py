@@ -128,7 +128,7 @@ def test_settings_out_of_range_are_named(field: str, value: object) -> None:
 def test_the_vector_tells_every_parameter_and_absence_apart() -> None:
     absent = Degradation().vector()
     assert absent.shape == (VECTOR_SIZE,)
-    assert (absent[[0, 1, 7, 8, 9, 10, 11]] == -1).all()
+    assert (absent[[0, 1, 2, 3, 7, 8, 9, 10, 11]] == 0).all()
     changes = (
         {"sigma": (2.0, 2.0)}, {"kernel": "area"}, {"gaussian": 5.0}, {"poisson": 0.5}, {"jpeg": (50,)}, {"jpeg": (50, 60)},
         {"gaussian": 5.0, "grey_noise": True}, {"sigma": (3.0, 1.0)}, {"sigma": (3.0, 1.0), "angle": 1.0},
