@@ -86,6 +86,11 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights, which is what a checkpoint carries."""
     gradient_clip: float = 1.0
     """Largest L2 norm of the gradient; longer gradients are scaled down."""
+    prior_rate: float = 3.0
+    """stage2: learning rate of the steps of the prior alone, as a multiple of the others'. They have their own schedule."""
+    prior_patch: int = 0
+    """stage2: LR patch side in the steps of the prior alone, of which a batch then has exactly `batch`; 0 for `patch_sizes`.
+    What is estimated are statistics of whole pictures, which small patches scatter around."""
     spike_factor: float = 4.0
     """A step whose loss exceeds this multiple of the running mean (its square with "l2"), or is not finite, is left out."""
     pixel_loss: str = "l1"
@@ -158,7 +163,8 @@ class TrainConfig:
             ("prior_weight", 0.0, 1e3), ("modulation_rate", 0.0, 10.0),
             ("range_rate", 0.0, 1e3), ("distillation", 0.0, 1.0), ("black_and_white", 0.0, 1.0),
             ("frequency_weight", 0.0, 1e3), ("checkpoint_minutes", 0.0, 1e4),
-            ("teacher_weight", 0.0, 1.0), ("prior_steps", 0, 100_000_000),
+            ("teacher_weight", 0.0, 1.0), ("prior_steps", 0, 100_000_000), ("prior_patch", 0, 512),
+            ("prior_rate", 0.0, 100.0),
         ):  # fmt: skip
             value = getattr(self, name)
             whole = isinstance(low, int)

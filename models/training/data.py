@@ -105,11 +105,13 @@ class PatchSource:
         teachers: Sequence[Path] = (),
         teacher_weight: float = 1.0,
         photo: PhotoDegradations | None = None,
+        first: tuple[int, int] = (0, 0),
     ) -> None:
         """Decode every picture; unreadable ones and ones smaller than the smallest patch are named once and left out.
 
         `teachers`: folders that mirror the data folders and hold a teacher's picture for some originals; the target is
         `teacher_weight` of it and the rest of the original. `photo`: LR patches are degraded at random instead of bicubic.
+        `first`: (steps, patch size) to begin with, each batch of exactly the number that is asked for.
 
         `TrainingError` where no picture is left for one of the patch sizes, or a teacher's picture has another size than
         its original cropped to a multiple of the scale.
@@ -118,6 +120,7 @@ class PatchSource:
         self.patch_sizes = tuple(patch_sizes)
         self.seed = seed
         self.photo = photo
+        self.first_steps, self.first_patch = first
         self._small: list[str] = []
         found = {folder: find_pictures([folder]) for folder in folders}
         paths = [path for pictures in found.values() for path in pictures]
@@ -142,7 +145,7 @@ class PatchSource:
             logger.warning("%d of %d pictures have no teacher's picture and are their own target", alone, len(used))
         self.eligible = {
             patch: [i for i, picture in enumerate(self.pictures) if min(picture.lr.shape[:2]) >= patch]
-            for patch in self.patch_sizes
+            for patch in {*self.patch_sizes, *([self.first_patch] if self.first_steps else [])}
         }
         for patch, fitting in self.eligible.items():
             if not fitting:
@@ -168,8 +171,11 @@ class PatchSource:
     def batch(self, step: int, size: int) -> Batch:
         """Batch of about `size` patches (at the first patch size)."""
         rng = np.random.default_rng((self.seed, step))
-        patch = int(rng.choice(self.patch_sizes))
-        count = max(2, round(size * (self.patch_sizes[0] / patch) ** 2))
+        if step < self.first_steps:
+            patch, count = self.first_patch, size
+        else:
+            patch = int(rng.choice(self.patch_sizes))
+            count = max(2, round(size * (self.patch_sizes[0] / patch) ** 2))
         scale = self.scale
         batch = Batch(
             np.empty((count, patch * scale, patch * scale, 3), dtype=np.uint8),

@@ -81,6 +81,7 @@ def pack(
 
 def _crops(originals: Mapping[Path, Path], teachers: Mapping[Path, Path], side: int) -> dict[str, bytes]:
     """File name in the archive → JPEG of at most `side` pixels a side, original and teacher's cut at the same place."""
+    from ..degradation import crop_to_multiple
     from .data import read_rgb
 
     files = {}
@@ -88,7 +89,8 @@ def _crops(originals: Mapping[Path, Path], teachers: Mapping[Path, Path], side: 
         picture = read_rgb(path)
         if picture is None or min(picture.shape[:2]) < _SMALLEST_CROP:
             continue
-        height, width = (length - length % 4 for length in picture.shape[:2])
+        picture = crop_to_multiple(picture, 4)
+        height, width = picture.shape[:2]
         rng = random.Random(str(name))
         top, left = (4 * rng.randrange(max(0, length - side) // 4 + 1) for length in (height, width))
         cut = slice(top, min(height, top + side)), slice(left, min(width, left + side))

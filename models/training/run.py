@@ -143,6 +143,7 @@ def train(
         teachers=[Path(folder) for folder in config.teacher],
         teacher_weight=config.teacher_weight,
         photo=photo,
+        first=(config.prior_steps, config.prior_patch) if config.prior_patch else (0, 0),
     )
     if config.stage == "qat" and network.quantized is None:
         _quantize(network, source, black_and_white=config.black_and_white > 0)

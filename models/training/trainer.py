@@ -44,12 +44,21 @@ def cpu_has_bf16() -> bool:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine from `learning_rate` to `final_learning_rate`."""
+    """Linear warm-up, then cosine from `learning_rate` to `final_learning_rate`.
+
+    Steps of the prior alone go through all of it by themselves, at `prior_rate` times the rate.
+    """
+    alone = step < config.prior_steps
+    step, steps = (
+        (step, config.prior_steps) if alone else (step - config.prior_steps, config.iterations - config.prior_steps)
+    )
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+        rate = config.learning_rate * (step + 1) / config.warmup
+    else:
+        progress = (step - config.warmup) / max(1, steps - config.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        rate = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+    return rate * config.prior_rate if alone else rate
 
 
 def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
@@ -305,8 +314,8 @@ class Trainer:
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()
-        # A GPU is through with a batch sooner than one thread makes the next.
-        workers = 1 if self.device.type == "cpu" else max(1, (os.cpu_count() or 1) - 2)
+        # A GPU is through with a batch sooner than one thread makes the next, and so is a CPU with steps of the prior alone.
+        workers = 2 if self.device.type == "cpu" else max(2, (os.cpu_count() or 1) - 2)
         stream = self.data.stream(self.step, config.iterations, config.batch, workers)
         self.network.train()
         if config.stage == "stage2" and self.network.lpe is not None:

@@ -24,6 +24,7 @@ from rdsr.models.photo_degradation import VECTOR_SIZE
 from rdsr.models.registry import load_model
 from rdsr.models.training import trainer as trainer_module
 from rdsr.models.training.config import TrainConfig, find_config
+from rdsr.models.training.data import PatchSource
 from rdsr.models.training.errors import TrainingError
 from rdsr.models.training.run import train
 
@@ -467,3 +468,16 @@ def test_a_run_of_an_earlier_version_goes_on(pictures: Path, tmp_path: Path) -> 
 def test_fields_of_photos_and_teachers_are_checked(change: dict[str, object], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         dataclasses.replace(STAGE1, **change)
+
+
+def test_steps_of_the_prior_alone_have_a_schedule_and_patches_of_their_own(pictures: Path) -> None:
+    config = dataclasses.replace(
+        STAGE2, iterations=100, prior_steps=60, prior_rate=3.0, warmup=10, learning_rate=1e-3, final_learning_rate=1e-5
+    )
+    rates = [trainer_module.learning_rate(config, step) for step in range(100)]
+    assert rates[9] == pytest.approx(3e-3)
+    assert rates[59] == pytest.approx(3e-5, rel=0.3)
+    assert rates[69] == pytest.approx(1e-3)
+    assert rates[99] == pytest.approx(1e-5, rel=0.3)
+    source = PatchSource([pictures], scale=4, patch_sizes=(8,), seed=0, first=(2, 12))
+    assert [source.batch(step, 3).lr.shape[:2] for step in range(4)] == [(3, 12), (3, 12), (3, 8), (3, 8)]
