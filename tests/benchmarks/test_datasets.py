@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from rdsr.benchmarks.crops import crop_strip
 from rdsr.benchmarks.datasets import find_dataset
 from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.quality import bicubic, measure
+from rdsr.benchmarks.report_data import _quality_nodes
+from rdsr.benchmarks.report_json import Node
+from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
+from rdsr.models.photo_degradation import TEST_DEGRADATIONS
 
 
 def write(path: Path, height: int, width: int) -> None:
@@ -85,3 +91,39 @@ def test_crop_strip_shows_three_columns_a_picture(tmp_path: Path) -> None:
     assert not np.array_equal(left, right)
     with pytest.raises(BenchmarkError, match="no picture zebra"):
         crop_strip(bicubic(4), find_dataset(SAMPLES, 4), tmp_path / "x.png", names=["zebra"])
+
+
+def test_a_degradation_makes_lr_of_any_originals_and_always_the_same(tmp_path: Path) -> None:
+    """No LR folder is needed, and the original decides what it is, not the order or the process."""
+    dataset = find_dataset(SAMPLES, 4)
+    (tmp_path / "HR").mkdir()
+    for _, high in dataset.pairs:
+        (tmp_path / "HR" / high.name).write_bytes(high.read_bytes())
+    own = [lr for _, lr, _ in dataset]
+    seen = []
+    for name in TEST_DEGRADATIONS:
+        bare = list(find_dataset(tmp_path, 4, name))
+        again = list(find_dataset(SAMPLES, 4, name))
+        for (one, lr, hr), (other, lr_again, hr_again), plain in zip(bare, again, own, strict=True):
+            assert one == other
+            assert np.array_equal(lr, lr_again)
+            assert np.array_equal(hr, hr_again)
+            assert lr.shape == plain.shape
+            assert not np.array_equal(lr, plain)
+            seen.append(lr.tobytes())
+    assert len(set(seen)) == len(seen), "four different ones"
+    with pytest.raises(BenchmarkError, match="degradation must be noise, blur, jpeg, mixed"):
+        find_dataset(SAMPLES, 4, "fog")
+
+
+def test_quality_of_degraded_pictures_says_so_and_stays_out_of_reports(tmp_path: Path) -> None:
+    arguments = ["bench", "quality", "--dataset", str(SAMPLES), "--model", "bicubic", "-o", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--degradation", "blur", "--degradation", "noise"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["degradation"] for row in rows] == ["blur", "noise"]
+    clean = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert clean["degradation"] == "bicubic"
+    assert all(row["psnr_y"] < clean["psnr_y"] for row in rows)
+    nodes = _quality_nodes(Node(tmp_path / "quality.json", "", {"rows": [*rows, clean]}))
+    assert [node.text("degradation") for node in nodes] == ["bicubic"]

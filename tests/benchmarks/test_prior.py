@@ -54,3 +54,18 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [*arguments[:-3], str(tmp_path / "none")])
     assert wrong.exit_code == 2
     assert "does not exist" in wrong.stderr
+
+
+def test_pictures_come_under_every_degradation(checkpoint: Path) -> None:
+    options = {"windows": (4096,), "seeds": 1, "threads": 2}
+    rows = {row.prior: row for row in measure_prior(str(checkpoint), SAMPLES, degradations=("blur", "jpeg"), **options)}
+    blur, jpeg = (
+        {row.prior: row for row in measure_prior(str(checkpoint), SAMPLES, degradations=(name,), **options)}
+        for name in ("blur", "jpeg")
+    )
+    name = "whole picture, seed 0"
+    assert rows[name].psnr_y == pytest.approx((blur[name].psnr_y + jpeg[name].psnr_y) / 2, abs=1e-3)
+    same, other = (rows[f"another picture's, of {what} degradation"] for what in ("the same", "another"))
+    assert same.largest_difference > 0
+    assert other.largest_difference > 0
+    assert "another picture's" in blur
