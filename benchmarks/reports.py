@@ -36,8 +36,8 @@ Columns = Mapping[str, tuple[str, str]]
 
 QUALITY_COLUMNS = {
     "dataset": ("data set", ""),
-    "degradation": ("degradation", ""),
     "images": ("images", ""),
+    "degradation": ("degradation", ""),
     "model": ("model", ""),
     "weights": ("weights", ""),
     "backend": ("backend", ""),
