@@ -74,6 +74,8 @@ class FamilyPlan:
     """How long a member trains before the next one's turn is considered."""
     growth: float = 1.5
     """Iterations of a growing stage in a round, as a multiple of the round before."""
+    stand_aside: bool = True
+    """Whether training waits while others use more of the machine than its own threads leave free."""
     card: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Texts for the model cards: "data", "licence"."""
 

@@ -102,10 +102,11 @@ def train(
     threads: int | None = None,
     seconds: float | None = None,
     progress: Callable[[int, dict[str, Any]], None] | None = None,
+    hold: Callable[[], float] | None = None,
 ) -> Path:
     """Run one stage (or a slice of `seconds` of it); returns the checkpoint with the EMA weights.
 
-    A finished run that is to be resumed stays as it is.
+    A finished run that is to be resumed stays as it is. `hold`: see `Trainer`.
 
     Raises `TrainingError` or `CheckpointError` before anything is written where config, data or folder do not fit.
     """
@@ -152,7 +153,9 @@ def train(
     except OSError as error:
         raise TrainingError(f"cannot write the run folder {folder}: {error.strerror}") from error
     try:
-        trainer = Trainer(config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress)
+        trainer = Trainer(
+            config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress, hold=hold
+        )
         if state is not None:
             trainer.resume(state)
         trainer.run(seconds)

@@ -118,7 +118,11 @@ class Trainer:
         device: str = "auto",
         threads: int | None = None,
         progress: Callable[[int, dict[str, Any]], None] | None = None,
+        hold: Callable[[], float] | None = None,
     ) -> None:
+        """`hold`: asked before every step; seconds that it has waited because somebody else needs the machine, which are not
+        training's, or 0 to go on."""
+        self.hold = hold
         self.config = config
         self.data = data
         self.folder = folder
@@ -326,6 +330,9 @@ class Trainer:
                 if fresh:
                     log.writeheader()
                 while self.step < config.iterations and not self.stop:
+                    if self.hold is not None and (waited := self.hold()):
+                        started += waited
+                        continue
                     self._one_step(stream)
                     now = time.monotonic()
                     elapsed = self.seconds_before + now - started

@@ -20,10 +20,19 @@ from rdsr.benchmarks.family_take import adopt_weights, take_member
 from rdsr.cli import app
 from rdsr.export.cases import SAMPLES
 from rdsr.models.checkpoint import read_checkpoint, save_checkpoint
+from rdsr.models.training import family_runner
 from rdsr.models.training.config import TrainConfig, find_config
 from rdsr.models.training.errors import TrainingError
 from rdsr.models.training.family import DEFAULT_PLAN, FamilyPlan, current_run, finished_runs, minutes_of
-from rdsr.models.training.family_runner import adopted, is_running, next_member, run_config, run_family, working_on
+from rdsr.models.training.family_runner import (
+    StandAside,
+    adopted,
+    is_running,
+    next_member,
+    run_config,
+    run_family,
+    working_on,
+)
 from rdsr.models.training.run import train
 from rdsr.tests.conftest import random_network, write_checkpoint
 
@@ -58,6 +67,7 @@ data = ["{data}"]
 validation = "{validation}"
 slice_minutes = 5
 growth = 2.0
+stand_aside = false
 [[members]]
 name = "one"
 share = 1.0
@@ -344,3 +354,31 @@ def test_weights_from_elsewhere_are_where_the_next_round_begins_if_they_are_the_
     notes = json.loads(metadata["notes"]) | {"psnr_y": "99"}
     save_checkpoint(path, read, "rdsr", json.loads(metadata["config"]), notes)
     assert run_config(plan, qat, runs)["init"] == str(path)
+
+
+def test_training_stands_aside_while_others_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0, "others": 0.0}
+
+    def sleep(seconds: float) -> None:
+        clock["now"] += seconds
+        clock["others"] += seconds * busy
+
+    monkeypatch.setattr(family_runner.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(family_runner.time, "sleep", sleep)
+    monkeypatch.setattr(family_runner, "_others_seconds", lambda: clock["others"])
+    monkeypatch.setattr(family_runner.os, "cpu_count", lambda: 2)
+    busy = 0.3
+    hold = StandAside(threads=2)
+    sleep(1)
+    assert hold() == 0, "less than half a core"
+    busy = 1.0
+    sleep(1)
+    waited = [hold() for _ in range(3)]
+    assert all(waited), "a whole core"
+    busy = 0.0
+    assert hold() > 0, "until it has looked again"
+    assert hold() == 0
+    one = StandAside(threads=1)
+    busy = 1.0
+    sleep(1)
+    assert one() == 0, "the other core is free"
