@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "Stage",
     "StageState",
+    "checkpoint_notes",
     "current_run",
     "finished_runs",
     "minutes_of",
@@ -185,7 +186,7 @@ class Run:
                 step, minutes = int(row["step"]), float(row["minutes"])
                 checked += [float(row["psnr_y"])] if row["psnr_y"] else []
         # The log may be ahead of the result, or behind it; where the next stage begins is what counts.
-        written = _step_of(self.folder / "ema.safetensors")
+        written = int(checkpoint_notes(self.folder / "ema.safetensors").get("iterations", 0))
         step = iterations if written >= iterations else min(max(step, written), iterations - 1)
         return StageState(step, iterations, minutes, checked[-1] if checked else None, max(checked, default=None))
 
@@ -203,14 +204,14 @@ class Run:
         return best if best.is_file() else self.folder / "ema.safetensors"
 
 
-def _step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's notes tell; 0 where there is none."""
+def checkpoint_notes(checkpoint: Path) -> dict[str, str]:
+    """The notes of one of our own checkpoints, read without its tensors; {} where there is none."""
     try:
         with checkpoint.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return int(json.loads(header["__metadata__"]["notes"])["iterations"])
+        return dict(json.loads(header["__metadata__"]["notes"]))
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        return 0
+        return {}
 
 
 def runs_of(member: Member, folder: Path, rounds: int) -> list[Run]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import TrainingError
-from .family import FamilyPlan, Member, Run, current_run, minutes_of, runs_of
+from .family import FamilyPlan, Member, Run, checkpoint_notes, current_run, minutes_of, runs_of
 
 __all__ = [
     "StandAside",
@@ -185,14 +185,9 @@ def _start_of(run: Run, stage: str, folder: Path) -> str:
 
 def adopted(member: Member, folder: Path) -> tuple[float, Path] | None:
     """PSNR-Y of the validation set and path of weights that were brought from elsewhere, a GPU say."""
-    from ..checkpoint import read_checkpoint
-    from ..errors import CheckpointError
-
     path = folder / member.name / "adopted.safetensors"
-    try:
-        return float(json.loads(read_checkpoint(path)[1]["notes"])["psnr_y"]), path
-    except (CheckpointError, ValueError, KeyError, TypeError):
-        return None
+    notes = checkpoint_notes(path)
+    return (float(notes["psnr_y"]), path) if "psnr_y" in notes else None
 
 
 # -- one at a time, pausing ---------------------------------------------------------------------------------------------
@@ -309,8 +304,9 @@ class StandAside:
 
     def __call__(self) -> float:
         """Seconds that it has waited, 0 where nobody else is busy."""
-        now, others = time.monotonic(), _others_seconds()
+        now = time.monotonic()
         if now - self._seen[0] >= _POLL_SECONDS:
+            others = _others_seconds()
             self._busy = others - self._seen[1] > self._most * (now - self._seen[0])
             self._seen = now, others
         if not self._busy:
