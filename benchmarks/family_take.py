@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def take_member(
         return f"nothing to take: no quantization-aware run of {name} has finished in {runs}"
     run = max(quantized, key=lambda run: run.state().best or 0.0)
     candidate = run.result()
-    photo = _config(run)["degradation"] == "photo"
+    photo = run.config()["degradation"] == "photo"
     target = (weights or Path(__file__).parent.parent / "models" / "weights") / f"rdsr-{name}-x4.safetensors"
     pairs = load_pairs(Path(plan.validation), 4, photo=photo)
     progress(f"measuring {run.label}")
@@ -107,10 +106,6 @@ def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, 
     bests = [run.state().best or 0.0 for run in finished_runs(member, runs) if run.kind == "stage2"]
     better = "the best so far" if psnr > max(bests, default=0.0) else f"the family's own have {max(bests):.3f}"
     return f"adopted for {name}: {told}, {better}"
-
-
-def _config(run: Run) -> dict[str, Any]:
-    return dict(json.loads((run.folder / "config.json").read_text()))
 
 
 def _validate(checkpoint: Path, pairs: Sequence[Any]) -> tuple[float, float]:
@@ -189,7 +184,7 @@ def _recipe(member: Member, used: Sequence[Run]) -> list[str]:
         "|---|---|---|--:|--:|---|---|--:|--:|",
     ]
     for run in used:
-        config, state = _config(run), run.state()
+        config, state = run.config(), run.state()
         patches = f"{config['batch']} of {'/'.join(map(str, config['patch_sizes']))}"
         teacher = f"{config['teacher_weight']:g}" if config["teacher"] else "none"
         best = "" if state.best is None else f"{state.best:.3f}"

@@ -171,9 +171,8 @@ class Run:
 
     def state(self) -> StageState:
         """Read config, log and result; a folder that is not there is a run that has not begun."""
-        try:
-            iterations = int(json.loads((self.folder / "config.json").read_text())["iterations"])
-        except (OSError, ValueError, KeyError, TypeError):
+        iterations = self.config().get("iterations")
+        if not isinstance(iterations, int):
             return StageState(0, None, 0.0, None, None)
         step, minutes, checked = 0, 0.0, []
         with (
@@ -193,10 +192,14 @@ class Run:
     @property
     def kind(self) -> str:
         """Stage of the config that the run began with, "stage1", "stage2" or "qat"; "" before."""
+        return str(self.config().get("stage", ""))
+
+    def config(self) -> dict[str, Any]:
+        """Fields of the `TrainConfig` that the run began with; {} before."""
         try:
-            return str(json.loads((self.folder / "config.json").read_text())["stage"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return dict(json.loads((self.folder / "config.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def result(self) -> Path:
         """The weights that the next stage starts from: the best, or where nothing was validated the last."""

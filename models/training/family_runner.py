@@ -156,9 +156,8 @@ def _say_working(folder: Path, work: dict[str, Any]) -> None:
 def run_config(plan: FamilyPlan, run: Run, folder: Path) -> dict[str, Any]:
     """Fields of the run's `TrainConfig`: a run that has begun keeps what it began with, but for where the data lies."""
     where = {"data": list(plan.data), "teacher": list(plan.teacher)}
-    begun = run.folder / "config.json"
-    if begun.is_file() and (run.folder / "state.pt").is_file():
-        return json.loads(begun.read_text()) | where
+    if (begun := run.config()) and (run.folder / "state.pt").is_file():
+        return begun | where
     from .config import TrainConfig, find_config
 
     config = TrainConfig.load(find_config(Path(run.stage.config)), **where, **run.stage.overrides).to_dict()
