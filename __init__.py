@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .lazy import lazy_names
+
 if TYPE_CHECKING:
-    from .runtime import Bundle, RdsrError, Upscaler
+    from .errors import RdsrError
+    from .runtime import Bundle, Upscaler
 
 __all__ = ["Bundle", "RdsrError", "Upscaler", "__version__"]
 
+_get = lazy_names(__name__, {"Bundle": ".runtime", "RdsrError": ".errors", "Upscaler": ".runtime"})
+
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import rdsr` costs nothing."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("rdsr")
-    if name in __all__:
-        from . import runtime
-
-        return getattr(runtime, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _get(name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..errors import RdsrError
+
 __all__ = ["BenchmarkError", "CandidateError"]
 
 
-class BenchmarkError(Exception):
+class BenchmarkError(RdsrError):
     """A data set or a model cannot be measured."""
 
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..runtime import cpu
+from ..runtime.host import cpu
 
 __all__ = ["code_digest", "commit", "describe_host", "now", "stamp"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..errors import RdsrError
+
 __all__ = ["ExportError", "OutputExistsError", "ProofError"]
 
 
-class ExportError(Exception):
+class ExportError(RdsrError):
     """The export cannot be done: the options, the output place or a tool is at fault."""
 
 

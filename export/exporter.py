@@ -10,26 +10,27 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from ..models.interface import LatentPriorNetwork
+from ..models.interface import FusionErrors
 from ..models.registry import LoadedModel, load_model
-from ..runtime import cpu
 from ..runtime.bundle import SCHEMA, Bundle, canonical_json, manifest_digest
+from ..runtime.bundle.proof import Proof
 from ..runtime.engines import Precision
-from ..runtime.proof import Proof
+from ..runtime.host import cpu
 from ..runtime.verify import Verification, check_variants
-from .calibration import CalibrationPicture, read_calibration
-from .cases import build_proof, with_int8
 from .errors import ExportError, ProofError
-from .graph_set import GraphSet
-from .int8 import drop_by_dataset, make_int8, measure_time
-from .ir import to_ir
-from .quantize import Quantized
+from .graphs import GraphKind, graph_kind
+from .graphs.graph_set import GraphSet
+from .graphs.ir import to_ir
+from .graphs.plain_body import check_plain_body
+from .int8.calibration import CalibrationPicture, read_calibration
+from .int8.make import drop_by_dataset, make_int8, measure_time
+from .int8.post_training import Quantized
+from .proof import build_proof, with_int8
 from .staging import check_target, publish, staging_folder
-from .structure import check_plain_body
 
 __all__ = ["SUPPORTED", "ExportOptions", "ExportResult", "export_checkpoint"]
 
@@ -121,11 +122,10 @@ def _precisions(asked: Sequence[str] | None) -> tuple[Precision, ...]:
     return tuple(p for p in SUPPORTED if p in asked)
 
 
-def _fusion(network: LatentPriorNetwork) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    lr = torch.rand(1, 3, 33, 29, generator=generator)
-    z = torch.randn(1, network.latent_size, generator=generator)
-    errors = network.fusion_errors(lr, z)
+@torch.no_grad()
+def _fusion(kind: GraphKind[Any]) -> dict[str, Any]:
+    lr = torch.rand(1, 3, 33, 29, generator=torch.Generator().manual_seed(0))
+    errors: FusionErrors = kind.network.fusion_errors(lr, *kind.condition(lr))
     if not (errors.max_abs_err <= MAX_FUSION_ERROR and errors.max_rel_err_float64 <= MAX_FUSION_ERROR_FLOAT64):  # or NaN
         raise ProofError(
             f"the fused decoder differs from the multi-branch one by {errors.max_abs_err:.2e} in float32 "
@@ -134,45 +134,40 @@ def _fusion(network: LatentPriorNetwork) -> dict[str, Any]:
     return dataclasses.asdict(errors)
 
 
-_ROLES = {
-    "encoder": "encoder.onnx",
-    "reverse": "reverse.onnx",
-    "decoder": "decoder.onnx",
-    "decoder_int8": "decoder.int8.onnx",
-    "model": "model.onnx",
-    "model_ir": "model.xml",
-    "model_ir_weights": "model.bin",
-    "model_int8": "model.int8.onnx",
-    "model_int8_ir": "model.int8.xml",
-    "model_int8_ir_weights": "model.int8.bin",
-}
+_IR_ROLES = {".onnx": "", ".xml": "_ir", ".bin": "_ir_weights"}
+
+
+def _role(name: str) -> str | None:
+    """Role of a bundle's file: "decoder.int8.onnx" → "decoder_int8", "model.bin" → "model_ir_weights"; None for no graph."""
+    path = Path(name)
+    return None if path.suffix not in _IR_ROLES else path.stem.replace(".", "_") + _IR_ROLES[path.suffix]
 
 
 def _manifest(
-    loaded: LoadedModel, files: Mapping[str, bytes], fusion: Mapping[str, Any], quantization: Mapping[str, Any], seed: int
+    loaded: LoadedModel,
+    kind: GraphKind[Any],
+    files: Mapping[str, bytes],
+    fusion: Mapping[str, Any],
+    quantization: Mapping[str, Any],
 ) -> dict[str, Any]:
-    network = cast(LatentPriorNetwork, loaded.network)
+    network = loaded.network
     return {
         "schema": SCHEMA,
         "arch": loaded.arch,
         "network": loaded.config.to_dict(),
         "scale": network.scale,
         "params": network.inference_parameters(),
-        "steps": len(network.betas),
-        "betas": list(network.betas),
-        "latent_size": network.latent_size,
-        "size_multiple": network.size_multiple,
+        "process": {"kind": kind.name, **kind.section},
         "receptive_radius": network.receptive_radius,
-        "condition_radius": network.condition_radius,
         "peak_channels": network.peak_channels,
         "tile_rule": network.tile_rule,
         "colour": "RGB",
         "value_range": [0.0, 1.0],
-        "seed": seed,
+        "seed": kind.seed,
         "files": {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()
         },
-        "graphs": {role: name for role, name in _ROLES.items() if name in files},
+        "graphs": {role: name for name in files if (role := _role(name)) is not None},
         "variants": [],
         "fusion": dict(fusion),
         "quantization": dict(quantization),
@@ -217,16 +212,15 @@ def _prove(
 
 
 def _quantize(
-    loaded: LoadedModel,
+    kind: GraphKind[Any],
     proof: Proof,
     calibration: Sequence[CalibrationPicture],
     options: ExportOptions,
     progress: Progress,
 ) -> tuple[Quantized, Proof]:
-    """The quantized decoder, and the proof with what it makes of every case."""
-    network = cast(LatentPriorNetwork, loaded.network)
+    """The quantized decoder, and the proof with its output for every case."""
     quantized = make_int8(
-        network,
+        kind,
         proof,
         calibration,
         post_training=options.post_training,
@@ -234,7 +228,7 @@ def _quantize(
         progress=progress,
     )
     drop = quantized.psnr_drop_db
-    return quantized, with_int8(proof, network, quantized.form, drop=drop, max_drop=options.max_psnr_drop)
+    return quantized, with_int8(proof, kind, quantized.form, drop=drop, max_drop=options.max_psnr_drop)
 
 
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:
@@ -258,24 +252,19 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         raise ExportError(f"the largest PSNR drop must be a number of dB from 0, not {options.max_psnr_drop}")
     progress("read the checkpoint")
     loaded = load_model(options.checkpoint, arch=options.arch, key_map=options.key_map, steps=options.steps)
-    network = cast(LatentPriorNetwork, loaded.network)
-    if not isinstance(network, LatentPriorNetwork):
-        raise ExportError(f"{loaded.arch} networks cannot be exported")
-    if not network.betas:
-        raise ExportError("a network without a reverse process (steps 0) is an ablation of training and cannot be exported")
-    calibration = read_calibration(options.calibration, network.scale) if options.calibration else []
+    kind = graph_kind(loaded.network, options.seed)
+    calibration = read_calibration(options.calibration, loaded.network.scale) if options.calibration else []
     progress("fuse")
-    with torch.no_grad():
-        fusion = _fusion(network)
-    graphs = GraphSet(loaded.network, options.seed, single_graph=options.single_graph, progress=progress)
-    if loaded.arch == "rdsr":
-        check_plain_body(graphs.models["decoder.onnx"], loaded.config.depth, loaded.config.modulation_depths)
+    fusion = _fusion(kind)
+    graphs = GraphSet(kind, single_graph=options.single_graph, progress=progress)
+    if (body := loaded.network.plain_body) is not None:
+        check_plain_body(graphs.models["decoder.onnx"], body.depth, body.modulated)
     progress("run the torch model")
     judging = [picture for picture in calibration if picture.held_back]
-    proof = build_proof(loaded.network, options.seed, judging, random_weights=loaded.random)
+    proof = build_proof(kind, judging, random_weights=loaded.random)
     quantized = None
     if "int8" in precisions:
-        quantized, proof = _quantize(loaded, proof, calibration, options, progress)
+        quantized, proof = _quantize(kind, proof, calibration, options, progress)
         graphs.add_int8(quantized.form)
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
@@ -291,7 +280,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
             progress("look at what the engines run")
             for name in sorted(name for name in files if name.endswith(".int8.onnx")):
                 quantized.form.check_execution(files[name])
-        manifest = _manifest(loaded, files, fusion, report, options.seed)
+        manifest = _manifest(loaded, kind, files, fusion, report)
         verification = _prove(folder, manifest, proof, precisions, progress, asked=options.precisions is not None)
         if quantized is not None:
             progress("time int8 against float32")

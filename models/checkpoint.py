@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -16,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..atomic import atomic_write
 from .errors import CheckpointError
 
-__all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint", "write_whole"]
+__all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint"]
 
 FORMAT = "rdsr-checkpoint-1"
 EMA_KEYS = ("params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
@@ -155,7 +155,7 @@ def save_checkpoint(
 ) -> None:
     """Write our own format: float32 safetensors, metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
 
-    The same content gives the same bytes. Written by `write_whole`.
+    The same content gives the same bytes. Raises `OutputError`.
     """
     metadata = {
         "format": FORMAT,
@@ -164,7 +164,7 @@ def save_checkpoint(
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
     }
     plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
-    write_whole(path, _in_order(save(plain, metadata=metadata)))
+    atomic_write(path, _in_order(save(plain, metadata=metadata)))
 
 
 def _in_order(content: bytes) -> bytes:
@@ -175,16 +175,3 @@ def _in_order(content: bytes) -> bytes:
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8, as the format wants it
     return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, and once that is on the disk take its place; whatever stood there survives an `OSError`."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

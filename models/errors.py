@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..errors import RdsrError
+
 __all__ = ["CheckpointError", "UnsupportedModelError"]
 
 
-class CheckpointError(Exception):
+class CheckpointError(RdsrError):
     """The checkpoint cannot be read, or a tensor in it is missing or misshapen."""
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import diffir, rdsr
-from .checkpoint import apply_key_map, read_checkpoint, read_key_map
+from . import diffir, rdsr, repd
+from .checkpoint import apply_key_map, read_checkpoint, read_key_map, save_checkpoint
 from .errors import CheckpointError, UnsupportedModelError
+from .interface import Network
 
 __all__ = [
     "ARCHITECTURES",
@@ -23,6 +24,7 @@ __all__ = [
     "config_from_metadata",
     "find_architecture",
     "load_model",
+    "preset_names",
     "resolve_checkpoint",
     "shipped_weights",
 ]
@@ -43,33 +45,49 @@ class Architecture:
     """Sizes read off the keys and shapes; raises `CheckpointError`."""
     config_from_dict: Callable[[Mapping[str, Any]], Any]
     """Sizes from a checkpoint's metadata; raises `ValueError`."""
-    build: Callable[[Any, Shapes], nn.Module]
+    build: Callable[[Any, Shapes], Network]
     """A network of these sizes, with the optional parts that the keys show; weights not yet loaded."""
     settle: Callable[[Any, dict[str, Tensor]], tuple[Any, dict[str, Tensor]]] = lambda config, tensors: (
         config,
         tensors,
     )
-    """Sizes that only values show put into the config, and the tensors without those that repeat others; raises
+    """The config completed by what only values show, and the tensors without those that repeat others; raises
     `CheckpointError`."""
+    presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Model name → sizes, of networks that can be built with random weights."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     arch.name: arch
     for arch in (
-        Architecture("rdsr", rdsr.matches, rdsr.config_from_shapes, rdsr.config_from_dict, rdsr.build),
+        Architecture("repd", repd.matches, repd.config_from_shapes, repd.RepDConfig.from_dict, repd.build),
         Architecture(
-            "diffir", diffir.matches, diffir.config_from_shapes, diffir.DiffIRConfig.from_dict, diffir.build, diffir.settle
+            "rdsr",
+            rdsr.matches,
+            rdsr.config_from_shapes,
+            rdsr.config_from_dict,
+            rdsr.build,
+            presets={f"rdsr-{name}": config for name, config in rdsr.PRESETS.items()},
+        ),
+        Architecture(
+            "diffir",
+            diffir.matches,
+            diffir.config_from_shapes,
+            diffir.DiffIRConfig.from_dict,
+            diffir.build,
+            diffir.settle,
+            presets={"diffir": diffir.OFFICIAL_X4},
         ),
     )
 }
-"""Every architecture the project reads; a new one is one folder and one line here."""
+"""Every architecture that checkpoints are read as, the first that matches. A new one is one folder and one entry here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A network with a checkpoint's weights in it, in eval mode, float32."""
 
-    network: nn.Module
+    network: Network
     arch: str
     config: Any
     sha256: str
@@ -82,17 +100,22 @@ class LoadedModel:
         """Whether the checkpoint says that its weights are random: right for time and memory, meaningless for quality."""
         return self.notes.get("weights") == "random"
 
+    @property
+    def weights(self) -> str:
+        """ "random" or "trained"."""
+        return "random" if self.random else "trained"
+
     def describe(self) -> dict[str, Any]:
         """The main facts, for `rdsr info`."""
-        network: Any = self.network
+        network, own = self.network, self.network.int8_form
         return {
             "kind": "checkpoint",
             "arch": self.arch,
             "scale": network.scale,
             "params": network.inference_parameters(),
             "params_training": sum(p.numel() for key, p in network.named_parameters() if not key.startswith("quantized.")),
-            "quantized": getattr(network, "quantized", None) is not None,
-            "steps": len(network.betas),
+            "quantized": own is not None and own.trained is not None,
+            "steps": network.steps,
             "config": self.config.to_dict(),
             "notes": self.notes,
             "sha256": self.sha256,
@@ -109,10 +132,28 @@ def shipped_weights() -> dict[str, Path]:
     return {path.name.removesuffix(suffix): path for path in sorted((Path(__file__).parent / "weights").glob(f"*{suffix}"))}
 
 
-def resolve_checkpoint(name: str) -> Path:
-    """A file of that name if there is one, else the shipped weights of that model name, else the name as a path."""
+def preset_names() -> tuple[str, ...]:
+    """Model names of the networks that can be built with random weights, e.g. "rdsr-base"."""
+    return tuple(name for arch in ARCHITECTURES.values() for name in arch.presets)
+
+
+def resolve_checkpoint(name: str, scratch: Path | None = None) -> Path:
+    """A file of that name if there is one, else the shipped weights of that model name, else the name as a path.
+
+    `scratch`: a folder into which the checkpoint of a preset with random weights may be written, if `name` is one.
+    """
     path = Path(name)
-    return path if path.is_file() else shipped_weights().get(name, path)
+    if path.is_file() or name in shipped_weights():
+        return path if path.is_file() else shipped_weights()[name]
+    arch = next((arch for arch in ARCHITECTURES.values() if name in arch.presets), None)
+    if arch is None or scratch is None:
+        return path
+    torch.manual_seed(0)
+    network = arch.build(arch.presets[name], {})
+    network.vary_initial_weights()
+    path = scratch / f"{name}.safetensors"
+    save_checkpoint(path, network.state_dict(), arch.name, network.config.to_dict(), {"weights": "random"})
+    return path
 
 
 def find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:

@@ -1,22 +1,27 @@
-"""The torch-free library that services embed: `Upscaler`, its errors, and `verify`."""
+"""The torch-free library that services embed: `Upscaler`, what it returns and raises, and bundles."""
 
 from __future__ import annotations
 
-from .bundle import Bundle, Manifest
-from .cancel import Cancel
-from .errors import (
-    BundleError,
-    CancelledError,
-    EngineError,
-    MemoryLimitError,
-    OptionError,
-    OutputError,
-    PictureError,
-    RdsrError,
-)
-from .results import Effective, FileResult, Result
-from .tiles import Plan
-from .upscaler import Upscaler
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .bundle import Bundle, Manifest
+    from .errors import (
+        BundleError,
+        CancelledError,
+        EngineError,
+        MemoryLimitError,
+        OptionError,
+        OutputError,
+        PictureError,
+        RdsrError,
+    )
+    from .host.cancel import Cancel
+    from .results import Effective, FileResult, Result
+    from .tiling.tiles import Plan
+    from .upscaler import Upscaler
 
 __all__ = [
     "Bundle",
@@ -36,3 +41,15 @@ __all__ = [
     "Result",
     "Upscaler",
 ]
+
+_OTHERS = {
+    "Bundle": ".bundle",
+    "Cancel": ".host.cancel",
+    "Effective": ".results",
+    "FileResult": ".results",
+    "Manifest": ".bundle",
+    "Plan": ".tiling.tiles",
+    "Result": ".results",
+    "Upscaler": ".upscaler",
+}
+__getattr__ = lazy_names(__name__, _OTHERS | {name: ".errors" for name in __all__ if name.endswith("Error")})

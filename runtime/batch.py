@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import EngineError, OutputError, PictureError, RdsrError
-from .picture_files import PICTURE_SUFFIXES, check_output
+from .pictures.formats import PICTURE_SUFFIXES, check_output
 from .results import FileResult
 from .upscaler import Upscaler
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import cpu
 from .bundle import Bundle
-from .choice import choose
+from .choice.choose import choose
 from .errors import BundleError
+from .host import cpu
+from .pipelines import pipeline_kind
 
 __all__ = ["describe_bundle"]
 
@@ -28,7 +29,8 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "scale": manifest.scale,
         "params": manifest.params,
         "weights": manifest.weights,
-        "steps": manifest.steps,
+        "process": manifest.kind,
+        "steps": pipeline_kind(manifest).steps(manifest),
         "precisions": list(manifest.precisions),
         "psnr_drop_db": {p: manifest.psnr_drop(p) for p in manifest.precisions if p != "fp32"},
         "tile_rule": manifest.tile_rule,

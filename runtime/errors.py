@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..errors import OutputError, RdsrError
+
 __all__ = [
     "BundleError",
     "CancelledError",
@@ -14,20 +16,12 @@ __all__ = [
 ]
 
 
-class RdsrError(Exception):
-    """Base of every error that the runtime raises on purpose."""
-
-
 class BundleError(RdsrError):
     """The bundle is missing, damaged, tampered with, or lacks what was asked of it."""
 
 
 class PictureError(RdsrError):
     """A picture cannot be read, or is of a kind that cannot be upscaled."""
-
-
-class OutputError(RdsrError):
-    """A result cannot be written where it was asked for."""
 
 
 class EngineError(RdsrError):

@@ -1,4 +1,4 @@
-"""Reading untrusted files without following or blocking, writing files whole or not at all, and strict JSON."""
+"""Read untrusted files without following links or blocking, and write strict JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 import math
 import os
 import stat
-import uuid
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
-
-__all__ = ["atomic_write", "dump_json", "read_regular"]
+__all__ = ["dump_json", "read_regular"]
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -44,23 +41,3 @@ def dump_json(content: Any) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(content), indent=2, default=str, allow_nan=False) + "\n"
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder and rename. Raises `OutputError`; nothing partial stays."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex[:12]
-        candidate = path.parent / f".{name}.tmp"  # not with the target's name, which may be as long as names can be
-        handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the kernel applies the umask
-        temporary = candidate
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-        temporary = None
-    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
-        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cpu
-from .arrays import check_picture, split_alpha, upscale_alpha
-from .background import submit
 from .bundle import Bundle
-from .cancel import Cancel
-from .choice import choose
+from .choice.choose import choose
 from .engines import Backend
 from .errors import BundleError, EngineError, OptionError, OutputError, PictureError
-from .loaded import Choice, Pipelines
-from .memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture
-from .pipeline import Progress
-from .processes import in_forked_children
+from .host import cpu
+from .host.background import submit
+from .host.cancel import Cancel
+from .host.processes import in_forked_children
+from .pictures.arrays import check_picture, split_alpha, upscale_alpha
+from .pipelines import Progress, pipeline_kind
+from .pipelines.loaded import Choice, Pipelines
 from .results import Effective, FileResult, Result
-from .tiles import Plan
+from .tiling.memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture
+from .tiling.tiles import Plan
 
 __all__ = ["Upscaler"]
 
@@ -100,7 +100,7 @@ class Upscaler:
         self._least_fits()
         self._reset()
         _ALIVE.add(self)
-        for role in ("encoder", "reverse", "decoder"):  # what is damaged shows now, not at the first call
+        for role in pipeline_kind(bundle.manifest).roles:  # a damaged graph is found now, not at the first call
             bundle.graph(bundle.manifest.role(role, chosen))
 
     def _least_fits(self) -> None:
@@ -343,7 +343,7 @@ class Upscaler:
         Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written, and what
         `__call__` raises.
         """
-        from .picture_files import check_output, read_picture, write_picture  # Pillow and OpenCV take their time
+        from .pictures.formats import check_output, read_picture, write_picture  # Pillow and OpenCV take their time
 
         source, target = Path(input), Path(output)
         check_output(target)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cpu
-from .arrays import from_graph
 from .bundle import Bundle
+from .bundle.proof import OWN, Case, Proof
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
 from .errors import BundleError
+from .host import cpu
 from .metrics import psnr_drop, psnr_y
-from .pipeline import Pipeline
-from .proof import OWN, Case, Proof
+from .pictures.arrays import from_graph
+from .pipelines import load_pipeline, pipeline_kind
 
 __all__ = ["Variant", "Verification", "check_variants", "verify"]
 
@@ -33,7 +33,7 @@ class Variant:
     precision: str
     engine: str
     graph: str
-    """"decoder.onnx" stands for the chain encoder → reverse → decoder; "model.onnx"/"model.xml" for the single graph."""
+    """"decoder.onnx" stands for the whole pipeline (encoder → reverse → decoder); "model.onnx" for the single graph."""
     max_abs_err: float | None
     """Largest difference over all cases, of full range 1 (infinite for NaN; `to_dict` gives None).
 
@@ -81,7 +81,7 @@ class Verification:
             "scale": manifest.scale,
             "params": manifest.params,
             "weights": manifest.weights,
-            "steps": manifest.steps,
+            "steps": pipeline_kind(manifest).steps(manifest),
             "variants": [v.to_dict() for v in self.variants],
             "fusion": dict(manifest.fusion),
             "passed": self.passed,
@@ -225,8 +225,8 @@ def check_variants(
 
 
 def _chain(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Run:
-    """Encoder, reverse process and decoder, one after the other."""
-    pipeline = Pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
+    """The pipeline of the bundle's process kind."""
+    pipeline = load_pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
 
     def run(case: Case) -> tuple[NDArray[np.float32] | None, NDArray[np.uint8]]:
         if precision == "int8":

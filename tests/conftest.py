@@ -19,6 +19,7 @@ import torch
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.models.checkpoint import save_checkpoint
 from rdsr.models.diffir import DiffIRConfig
+from rdsr.models.int8.samples import Condition
 from rdsr.models.rdsr import RDSR, RDSRConfig
 from rdsr.runtime import Upscaler
 from rdsr.runtime.bundle import canonical_json, manifest_digest
@@ -73,6 +74,12 @@ def random_network(config: RDSRConfig = CONFIG, seed: int = 0) -> RDSR:
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return network
+
+
+def prior_from(network: RDSR) -> Condition:
+    """LR → latent prior of a network, without noise."""
+    noise = torch.zeros(1, network.latent_size)
+    return lambda lr: (network.latent_prior(lr, noise),)
 
 
 def write_checkpoint(path: Path, network: RDSR) -> Path:

@@ -56,10 +56,14 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_clone_under_any_folder_name_passes_its_tests(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "rdsr").symlink_to(clone)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    where = [sys.executable, "-c", "import rdsr.cli; print(rdsr.cli.__file__)"]
+    where = [sys.executable, "-c", "import rdsr.cli as cli; print(cli.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    assert Path(found.strip()).resolve() == clone / "cli.py"
-    tests = ["tests/runtime/test_metrics.py", "tests/benchmarks/test_latency_schedule.py", "tests/models/test_rdsr.py"]
+    assert Path(found.strip()).resolve() == clone / "cli" / "__init__.py"
+    tests = [
+        "tests/runtime/test_metrics.py",
+        "tests/benchmarks/latency/test_schedule.py",
+        "tests/models/rdsr/test_network.py",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

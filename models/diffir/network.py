@@ -6,14 +6,12 @@ Submodules carry the names of the released checkpoints' keys.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import Schedule, reverse_process
-from ..interface import FusionErrors
+from ..interface import LatentPriorNetwork
 from ..padding import pad_to_multiple
 from .config import LATENT_SIZE, DiffIRConfig
 
@@ -231,7 +229,7 @@ class _Denoiser(nn.Module):
         return self.resmlp(torch.cat([c, time, z], dim=1))
 
 
-class DiffIR(nn.Module):
+class DiffIR(LatentPriorNetwork):
     """DiffIR-S2 at inference."""
 
     config: DiffIRConfig
@@ -244,13 +242,6 @@ class DiffIR(nn.Module):
         self.denoise = _Denoiser(config)
         self.G = _DIRformer(config)
         self.schedule = Schedule.linear(config.steps, config.beta_start, config.beta_end)
-
-    # What export needs of a network, see `models/interface.py`.
-
-    @property
-    def scale(self) -> int:
-        """Upscaling factor."""
-        return self.config.scale
 
     @property
     def latent_size(self) -> int:
@@ -266,11 +257,6 @@ class DiffIR(nn.Module):
     def size_multiple(self) -> int:
         """LR pixels per cell of the condition feature map."""
         return self.config.unshuffle
-
-    @property
-    def betas(self) -> tuple[float, ...]:
-        """Noise schedule."""
-        return self.schedule.betas
 
     @property
     def receptive_radius(self) -> None:
@@ -289,11 +275,6 @@ class DiffIR(nn.Module):
         per_cell = max(2 * 16 * 2 * self.config.dim, 2 * self.config.dim + 3 * 2 * self.config.ffn_hidden[4])
         return -(-per_cell // self.config.unshuffle**2)
 
-    @property
-    def tile_rule(self) -> str:
-        """Tiles are possible where neighbours overlap, and never equal the whole picture."""
-        return "overlap"
-
     def feature_map(self, lr: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] → N×256×⌈H/f⌉×⌈W/f⌉, f the unshuffling; LR is continued by its edge pixels to whole cells."""
         return self.condition.feature_map(pad_to_multiple(lr, self.config.unshuffle))
@@ -301,14 +282,6 @@ class DiffIR(nn.Module):
     def prior(self, pooled: Tensor, noise: Tensor) -> Tensor:
         """Pooled condition features (N×256) and standard normal noise (N×256) → latent prior z (N×256)."""
         return reverse_process(self.denoise, self.schedule, self.condition.mlp(pooled), noise)
-
-    def condition_vector(self, lr: Tensor) -> Tensor:
-        """N×3×H×W LR in [0, 1] → N×256."""
-        return self.condition.mlp(self.feature_map(lr).mean(dim=(2, 3)))
-
-    def latent_prior(self, lr: Tensor, noise: Tensor) -> Tensor:
-        """N×3×H×W LR in [0, 1] and N×256 standard normal noise → N×256 latent prior, by the posterior means of T steps."""
-        return self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise)
 
     def decode(self, lr: Tensor, z: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×256 z → N×3×sH×sW SR, not clipped.
@@ -319,22 +292,9 @@ class DiffIR(nn.Module):
         padded = pad_to_multiple(lr, _MULTIPLE * self.config.unshuffle)
         return self.G(padded, z)[:, :, : height * self.scale, : width * self.scale]
 
-    def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
-        """N×3×H×W LR in [0, 1], N×256 standard normal noise → N×3×sH×sW SR, not clipped."""
-        return self.decode(lr, self.latent_prior(lr, noise))
-
-    def fuse(self) -> DiffIR:
-        """A copy: nothing in it has branches to fold."""
-        return copy.deepcopy(self)
-
-    def training_only(self) -> dict[str, Tensor]:
-        """None: a stage-2 checkpoint has left the encoder of the HR picture behind."""
-        return {}
-
-    def fusion_errors(self, lr: Tensor, z: Tensor) -> FusionErrors:
-        """No block is fused."""
-        return FusionErrors(blocks=0, max_abs_err=0.0, max_rel_err_float64=0.0)
-
-    def inference_parameters(self) -> int:
-        """Number of weights, all of which are deployed."""
-        return sum(p.numel() for p in self.parameters())
+    @torch.no_grad()
+    def vary_initial_weights(self) -> None:
+        """Norms start as ones."""
+        for key, parameter in self.named_parameters():
+            if ".norm" in key:
+                parameter.add_(0.02 * torch.randn_like(parameter))

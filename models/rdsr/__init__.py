@@ -38,8 +38,5 @@ def config_from_dict(values: Mapping[str, Any]) -> RDSRConfig:
 def build(config: RDSRConfig, shapes: Mapping[str, tuple[int, ...]]) -> RDSR:
     """A network of these sizes with initial weights, and a quantized decoder where the keys show one."""
     network = RDSR(config)
-    prefix = "quantized."
-    quantized = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-    if quantized:
-        network.quantized = QuantizedDecoder.from_shapes(config, quantized)
+    network.quantized = QuantizedDecoder.if_present(config, shapes)
     return network

@@ -2,82 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..interface import LatentPriorNetwork
-from ..quantization import ACTIVATION_LEVELS, weight_scales
+from ..int8.chain import Ranges
+from ..int8.levels import ACTIVATION_LEVELS, weight_scales
+from ..int8.samples import Sample
+from .config import DecoderConfig
 from .decoder import RepDecoder
-from .network import RDSR
 from .quantized import QuantizedDecoder, merged_skip
 
-__all__ = ["Ranges", "Sample", "calibrate", "hard_edges", "sample_of", "with_hard_edges"]
+__all__ = ["calibrate"]
 
-Sample = tuple[Tensor, Tensor]
-"""1×3×H×W LR in [0, 1] and its 1×latent prior."""
 _POSITIONS = 40_000
 """Pixels, over all samples, that ranges are taken from; the largest value is taken over all."""
 _LEAST = 1e-6
 """Scales are never smaller: an activation that is always zero has a range, too."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """How ranges are chosen, and which convolutions are treated otherwise."""
-
-    percentile: float = 1.0
-    """Share of an activation's values that its range covers; 1 for all of them."""
-    equalization: float = 0.0
-    """From 0 (channels as trained) to 1 (every channel of an activation brought to the same largest value, by factors that
-    move through the ReLU into the next convolution)."""
-    identities: tuple[int, ...] = ()
-    """Convolutions whose identity part stands outside."""
-    floats: tuple[int, ...] = ()
-    """Convolutions that stay float."""
-
-
 @torch.no_grad()
-def sample_of(network: LatentPriorNetwork, picture: NDArray[np.uint8], noise: Tensor) -> Sample:
-    """H×W×3 uint8 LR and the 1×latent noise → LR as a tensor and the latent prior that the reverse process gives."""
-    lr = torch.tensor(picture).permute(2, 0, 1)[None].float().div(255)
-    return lr, network.latent_prior(lr, noise)
-
-
-def hard_edges(lr: Tensor) -> Tensor:
-    """N×3×H×W in [0, 1] → the same pictures in black and white: each pixel above its picture's median or not.
-
-    Text and drawings have edges that photographs lack, and activations to match: ranges taken from photographs alone clip
-    them (squared error of `small` on such pictures 86 grey levels², with them 5.5).
-    """
-    return (lr > lr.flatten(1).median(dim=1).values[:, None, None, None]).to(lr.dtype)
-
-
-@torch.no_grad()
-def with_hard_edges(network: LatentPriorNetwork, samples: Sequence[Sample], noise: Tensor) -> list[Sample]:
-    """The samples, and each of them in black and white."""
-    hard = [hard_edges(lr) for lr, _ in samples]
-    return [*samples, *((lr, network.latent_prior(lr, noise)) for lr in hard)]
-
-
-@torch.no_grad()
-def calibrate(network: RDSR, samples: Sequence[Sample], ranges: Ranges) -> QuantizedDecoder:
-    """Quantize the fused decoder of `network`, with ranges from what it does on the samples."""
-    decoder = _as_fused(network, ranges.floats, ranges.identities)
+def calibrate(decoder: RepDecoder, config: DecoderConfig, samples: Sequence[Sample], ranges: Ranges) -> QuantizedDecoder:
+    """Quantize the fused form of `decoder`, with the ranges that its activations have on the samples."""
+    quantized = _as_fused(decoder.fuse(), config, ranges)
     if ranges.equalization:
-        _equalize(decoder, samples, ranges.equalization)
-    _set_scales(decoder, samples, ranges.percentile)
-    return decoder.eval()
+        _equalize(quantized, samples, ranges.equalization)
+    _set_scales(quantized, samples, ranges.percentile)
+    return quantized.eval()
 
 
-def _as_fused(network: RDSR, floats: Collection[int], identities: Collection[int]) -> QuantizedDecoder:
+def _as_fused(fused: RepDecoder, config: DecoderConfig, ranges: Ranges) -> QuantizedDecoder:
     """The decoder with fused float weights, no scale set yet."""
-    fused: RepDecoder = network.decoder.fuse()
-    decoder = QuantizedDecoder(network.config, floats=floats, identities=identities)
+    decoder = QuantizedDecoder(config, floats=ranges.floats, identities=ranges.identities)
     decoder.head.load_state_dict(fused.head.state_dict())
     decoder.modulation.load_state_dict(fused.modulation.state_dict())
     decoder.skip.load_state_dict(merged_skip(fused).state_dict())
@@ -102,12 +60,12 @@ class _Observer:
         self.values: dict[tuple[int, str], list[Tensor]] = {}
         self.highest: dict[tuple[int, str], Tensor] = {}
         self.lowest: dict[tuple[int, str], Tensor] = {}
-        pixels = sum(lr.shape[2] * lr.shape[3] for lr, _ in samples)
+        pixels = sum(lr.shape[2] * lr.shape[3] for lr, *_ in samples)
         self.stride = max(1, pixels // _POSITIONS)
         wanted = {(i, "output") for i, conv in enumerate(decoder.layers()) if conv.output_low is not None}
         self.wanted = wanted | {(i, "input") for i in range(len(decoder.convs))}
-        for lr, z in samples:
-            decoder(lr, z, only=(), watch=self._see)
+        for sample in samples:
+            decoder(*sample, only=(), watch=self._see)
 
     def _see(self, index: int, where: str, x: Tensor) -> None:
         key = index, where

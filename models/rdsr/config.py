@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from ..errors import CheckpointError
 from ..plain import from_plain, to_plain
 
-__all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "RDSRConfig"]
+__all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "DecoderConfig", "RDSRConfig"]
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Key of a state dict → shape of its tensor."""
 BRANCHES = ("conv1x1", "expand", "identity")
 """Training-time branches that a body convolution may have beside its 3×3 kernel (paper section 3, RepD)."""
 
@@ -21,19 +23,13 @@ features of the high-pass picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RDSRConfig:
-    """Sizes of an RDSR network. Validated on construction; `ValueError` names the field and its range."""
+class DecoderConfig:
+    """Sizes of the decoder. Validated on construction; `ValueError` names the field and its range."""
 
     width: int
-    """Channels of every body convolution of the decoder."""
+    """Channels of every body convolution."""
     depth: int
-    """Number of body convolutions of the decoder."""
-    condition_width: int
-    """Channels of the condition encoder's feature map."""
-    condition_depth: int = 3
-    """3×3 convolutions of the condition encoder."""
-    condition_encoder: str = "mean"
-    """"mean" or "statistics", see `CONDITION_ENCODERS`."""
+    """Number of body convolutions."""
     modulation_depths: tuple[int, ...] = (0,)
     """Indices of the body convolutions whose output the latent prior scales and shifts."""
     scale: int = 4
@@ -42,10 +38,86 @@ class RDSRConfig:
     """Training-time branches beside the 3×3 kernel; empty for a fused network."""
     expansion: int = 2
     """Hidden channels of the 1×1-expand → 3×3 branch, as a multiple of `width`."""
-    unshuffle: int = 4
-    """The condition encoder works on the LR picture pixel-unshuffled by this factor."""
     latent_size: int = 256
     """Length of the latent prior z and of the condition vector c."""
+
+    def __post_init__(self) -> None:
+        self._check_ranges(width=(1, 1024), depth=(1, 256), scale=(1, 8), expansion=(1, 16), latent_size=(1, 4096))
+        for name in ("modulation_depths", "branches"):
+            if not isinstance(getattr(self, name), (list, tuple)):
+                raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}")
+        if unknown := [name for name in self.branches if name not in BRANCHES]:
+            raise ValueError(f"branches must be of {', '.join(BRANCHES)}, not {unknown[0]!r}")
+        object.__setattr__(self, "modulation_depths", tuple(self.modulation_depths))
+        object.__setattr__(self, "branches", tuple(name for name in BRANCHES if name in self.branches))
+        depths = self.modulation_depths
+        if any(not isinstance(d, int) or not 0 <= d < self.depth for d in depths) or list(depths) != sorted(set(depths)):
+            raise ValueError(f"modulation_depths must be rising indices below depth={self.depth}, not {depths}")
+
+    def _check_ranges(self, **ranges: tuple[int, int]) -> None:
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON; `from_dict` reads them back."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
+        return from_plain(cls, values)
+
+
+def decoder_sizes(shapes: Shapes) -> dict[str, Any]:
+    """Fields of `DecoderConfig` that a state dict's keys and shapes show.
+
+    Raises `CheckpointError` naming the tensor that is missing or misshapen.
+    """
+    width = shape_of(shapes, "decoder.head.weight", 4)[0]
+    tail_channels = shape_of(shapes, "decoder.tail.weight", 4)[0]
+    scale = round((tail_channels / 3) ** 0.5)
+    if 3 * scale * scale != tail_channels:
+        raise CheckpointError(f"decoder.tail.weight has {tail_channels} output channels, which is 3·scale² for no scale")
+    found = [n for n in BRANCHES if any(re.match(rf"decoder\.body\.\d+\.{n}$", key) for key in shapes)]
+    expand = shape_of(shapes, "decoder.body.0.expand", 4)[0] if "expand" in found else width
+    return {
+        "width": width,
+        "depth": max(indices(shapes, r"decoder\.body\.(\d+)\."), default=-1) + 1,
+        "modulation_depths": tuple(indices(shapes, r"decoder\.modulation\.(\d+)\.")),
+        "scale": scale,
+        "branches": tuple(found),
+        "expansion": max(1, expand // max(1, width)),
+    }
+
+
+def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there with so many dimensions; `CheckpointError` otherwise."""
+    if key not in shapes:
+        raise CheckpointError(f"the checkpoint looks like rdsr but lacks the tensor {key}")
+    if len(shapes[key]) != rank:
+        raise CheckpointError(f"tensor {key} has shape {list(shapes[key])}, expected {rank} dimensions")
+    return shapes[key]
+
+
+def indices(shapes: Shapes, pattern: str) -> list[int]:
+    """Sorted numbers that the pattern's group finds in the keys."""
+    return sorted({int(m[1]) for key in shapes if (m := re.match(pattern, key))})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RDSRConfig(DecoderConfig):
+    """Sizes of an RDSR network. Validated on construction; `ValueError` names the field and its range."""
+
+    condition_width: int
+    """Channels of the condition encoder's feature map."""
+    condition_depth: int = 3
+    """3×3 convolutions of the condition encoder."""
+    condition_encoder: str = "mean"
+    """"mean" or "statistics", see `CONDITION_ENCODERS`."""
+    unshuffle: int = 4
+    """The condition encoder works on the LR picture pixel-unshuffled by this factor."""
     denoiser_depth: int = 2
     """Residual blocks of the denoiser's MLP."""
     lpe_width: int = 64
@@ -62,97 +134,45 @@ class RDSRConfig:
     """Last β of the noise schedule."""
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[int, int]] = {
-            "width": (1, 1024), "depth": (1, 256), "condition_width": (1, 1024), "condition_depth": (1, 64),
-            "scale": (1, 8), "expansion": (1, 16), "unshuffle": (1, 16), "latent_size": (1, 4096),
-            "denoiser_depth": (0, 64), "lpe_width": (1, 1024), "lpe_depth": (0, 64), "steps": (0, 1000),
-            "degradation_size": (0, 1024),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        super().__post_init__()
+        self._check_ranges(
+            condition_width=(1, 1024), condition_depth=(1, 64), unshuffle=(1, 16), denoiser_depth=(0, 64),
+            lpe_width=(1, 1024), lpe_depth=(0, 64), steps=(0, 1000), degradation_size=(0, 1024),
+        )  # fmt: skip
         betas = (self.beta_start, self.beta_end)
         if not all(isinstance(b, (int, float)) for b in betas) or not 0.0 < self.beta_start <= self.beta_end < 1.0:
             raise ValueError(
                 f"0 < beta_start <= beta_end < 1 must hold, not beta_start={self.beta_start}, beta_end={self.beta_end}"
             )
-        for name in ("modulation_depths", "branches"):
-            if not isinstance(getattr(self, name), (list, tuple)):
-                raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}")
         if self.condition_encoder not in CONDITION_ENCODERS:
             raise ValueError(f"condition_encoder must be {' or '.join(CONDITION_ENCODERS)}, not {self.condition_encoder!r}")
-        if unknown := [name for name in self.branches if name not in BRANCHES]:
-            raise ValueError(f"branches must be of {', '.join(BRANCHES)}, not {unknown[0]!r}")
-        object.__setattr__(self, "modulation_depths", tuple(self.modulation_depths))
-        object.__setattr__(self, "branches", tuple(name for name in BRANCHES if name in self.branches))
-        depths = self.modulation_depths
-        if any(not isinstance(d, int) or not 0 <= d < self.depth for d in depths) or list(depths) != sorted(set(depths)):
-            raise ValueError(f"modulation_depths must be rising indices below depth={self.depth}, not {depths}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON; `from_dict` reads them back."""
-        return to_plain(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RDSRConfig:
-        """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
-        return from_plain(cls, values)
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> RDSRConfig:
+    def from_shapes(cls, shapes: Shapes) -> RDSRConfig:
         """Read the sizes off a state dict's keys and shapes (steps and β keep their defaults: no tensor shows them).
 
         Raises `CheckpointError` naming the tensor that is missing or whose shape says nothing sensible.
         """
 
-        def shape(key: str, rank: int) -> tuple[int, ...]:
-            if key not in shapes:
-                raise CheckpointError(f"the checkpoint looks like rdsr but lacks the tensor {key}")
-            if len(shapes[key]) != rank:
-                raise CheckpointError(f"tensor {key} has shape {list(shapes[key])}, expected {rank} dimensions")
-            return shapes[key]
-
-        def indices(pattern: str) -> list[int]:
-            return sorted({int(m[1]) for key in shapes if (m := re.match(pattern, key))})
-
-        width = shape("decoder.head.weight", 4)[0]
-        tail_channels = shape("decoder.tail.weight", 4)[0]
-        scale = round((tail_channels / 3) ** 0.5)
-        if 3 * scale * scale != tail_channels:
-            raise CheckpointError(f"decoder.tail.weight has {tail_channels} output channels, which is 3·scale² for no scale")
-        body = indices(r"decoder\.body\.(\d+)\.")
-        condition = indices(r"condition_encoder\.features\.(\d+)\.")
-        lpe = indices(r"lpe\.features\.(\d+)\.")
-        found = [n for n in BRANCHES if any(re.match(rf"decoder\.body\.\d+\.{n}$", key) for key in shapes)]
-        expansion = max(1, shape("decoder.body.0.expand", 4)[0] // max(1, width)) if "expand" in found else 1
-        sizes: dict[str, Any] = {}
+        condition = indices(shapes, r"condition_encoder\.features\.(\d+)\.")
+        lpe = indices(shapes, r"lpe\.features\.(\d+)\.")
+        sizes = {"condition_width": 1, "lpe_depth": len(lpe)} | decoder_sizes(shapes)
         if condition:
-            condition_width, unshuffled = shape(f"condition_encoder.features.{condition[0]}.weight", 4)[:2]
+            condition_width, unshuffled = shape_of(shapes, f"condition_encoder.features.{condition[0]}.weight", 4)[:2]
             sizes |= {
                 "condition_width": condition_width,
                 "condition_depth": len(condition),
                 "unshuffle": round((unshuffled / 3) ** 0.5),
-                "latent_size": shape("condition_encoder.mlp.0.weight", 2)[0],
-                "denoiser_depth": len(indices(r"denoiser\.blocks\.(\d+)\.")),
+                "latent_size": shape_of(shapes, "condition_encoder.mlp.0.weight", 2)[0],
+                "denoiser_depth": len(indices(shapes, r"denoiser\.blocks\.(\d+)\.")),
                 "condition_encoder": "statistics" if "condition_encoder.norm.weight" in shapes else "mean",
             }
         if lpe:
-            sizes |= {"lpe_width": shape(f"lpe.features.{lpe[0]}.weight", 4)[0], "lpe_depth": len(lpe)}
+            sizes["lpe_width"] = shape_of(shapes, f"lpe.features.{lpe[0]}.weight", 4)[0]
             if "lpe.degradation.weight" in shapes:
-                sizes["degradation_size"] = shape("lpe.degradation.weight", 2)[1]
-        else:
-            sizes["lpe_depth"] = 0
+                sizes["degradation_size"] = shape_of(shapes, "lpe.degradation.weight", 2)[1]
         try:
-            return cls(
-                width=width,
-                depth=max(body, default=-1) + 1,
-                modulation_depths=tuple(indices(r"decoder\.modulation\.(\d+)\.")),
-                scale=scale,
-                branches=tuple(found),
-                expansion=expansion,
-                **({"condition_width": 1} | sizes),
-            )
+            return cls(**sizes)
         except ValueError as error:
             raise CheckpointError(f"the checkpoint looks like rdsr but its sizes do not fit: {error}") from error
 

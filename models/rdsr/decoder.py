@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..interface import FusionErrors
 from .blocks import Modulation, RepConv
-from .config import RDSRConfig
+from .config import DecoderConfig
 
 __all__ = ["RepDecoder", "bilinear_phase_kernels"]
 
@@ -35,7 +37,7 @@ class RepDecoder(nn.Module):
     0.010 instead of 0.016 dB).
     """
 
-    def __init__(self, config: RDSRConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.scale = config.scale
         self.head = nn.Conv2d(3, config.width, 3, padding=1)
@@ -61,8 +63,11 @@ class RepDecoder(nn.Module):
         """LR pixels on each side that one output pixel depends on."""
         return len(self.body) + 2
 
-    def forward(self, lr: Tensor, z: Tensor, *, branches: bool = False) -> Tensor:
-        """N×3×H×W LR in [0, 1] and N×latent → N×3×sH×sW SR, not clipped. `branches`: unfolded, for the proof."""
+    def forward(self, lr: Tensor, z: Tensor | None = None, *, branches: bool = False) -> Tensor:
+        """N×3×H×W LR in [0, 1] and N×latent z (None without modulation) → N×3×sH×sW SR, not clipped.
+
+        `branches`: compute every block branch by branch, for the proof of the fusion.
+        """
         x = F.relu(self.head(lr))
         for index, block in enumerate(self.body):
             x = block.forward_branches(x) if branches else block(x)  # type: ignore[operator]
@@ -75,8 +80,38 @@ class RepDecoder(nn.Module):
             skip = self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate")) + lr.repeat_interleave(self.scale**2, dim=1)
             return F.pixel_shuffle(detail.type_as(skip) + skip, self.scale)
 
+    @property
+    def peak_channels(self) -> int:
+        """Largest number of values per LR pixel at once: three feature maps, or one and what the tail sums."""
+        return max(3 * self.head.out_channels, self.head.out_channels + 4 * 3 * self.scale**2)
+
+    @torch.no_grad()
+    def fusion_errors(self, lr: Tensor, *condition: Tensor) -> FusionErrors:
+        """Compare fused with multi-branch: every block on its own, then the whole decoder, in float32 and float64."""
+        relative = 0.0
+        generator = torch.Generator().manual_seed(0)
+        for block in self.body:
+            assert isinstance(block, RepConv)
+            wide = copy.deepcopy(block).double()
+            x = torch.randn(1, block.channels, 17, 15, generator=generator, dtype=torch.float64)
+            relative = _worse(relative, _relative(wide.fuse()(x), wide.forward_branches(x)))
+        wide_decoder = copy.deepcopy(self).double()
+        sample = [tensor.double() for tensor in (lr, *condition)]
+        relative = _worse(relative, _relative(wide_decoder.fuse()(*sample), wide_decoder(*sample, branches=True)))
+        narrow = (self.fuse()(lr, *condition) - self(lr, *condition, branches=True)).abs().max()
+        return FusionErrors(len(self.body), float(narrow), relative)
+
     def fuse(self) -> RepDecoder:
         """A copy in which every block is one plain convolution."""
         fused = copy.deepcopy(self)
         fused.body = nn.ModuleList(block.fuse() for block in self.body)  # type: ignore[operator]
         return fused
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger of the two; NaN if either is."""
+    return a if math.isnan(a) else b if math.isnan(b) else max(a, b)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))

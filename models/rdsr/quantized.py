@@ -1,140 +1,21 @@
-"""The decoder as int8 engines run it: fake-quantized, to train it and as the reference, and in the form that is traced.
-
-Weights have 8 bits and one scale a channel, activations 8 bits and one scale a tensor, unsigned, zero point 0 (every one
-follows a ReLU). That neighbouring levels never overflow 16 bits (`models/quantization.py`) costs next to nothing (mean
-squared error that rounding makes of `small` on Kodak24: 1.51 grey levels², 1.52 without the rule, 2.51 with 7 bits for all).
-
-Where something stands between a convolution and its ReLU (modulation, an identity skip) or nothing follows (the tail), the
-convolution's own output is quantized as well, with a lowest value and a scale for every channel that are folded into its
-weights: ONNX Runtime has no int8 convolution with a float output.
-"""
+"""The decoder as int8 engines run it: fake-quantized, and in the form that is traced; see `models/int8/chain.py`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..quantization import ACTIVATION_LEVELS, weight_limit, without_overflow
+from ..int8.chain import Only, QuantizedChain, QuantizedConv, TracedChain, Watch
 from .blocks import Modulation
-from .config import RDSRConfig
+from .config import DecoderConfig
 from .decoder import RepDecoder
 
-__all__ = [
-    "TENSORS",
-    "Only",
-    "QuantizedConv",
-    "QuantizedDecoder",
-    "TracedDecoder",
-    "merged_skip",
-]
-
-_BIAS_LEVELS = 2**31 - 1
-
-TENSORS = ("weight", "input", "output")
-"""What may be quantized of a convolution."""
-Only = Collection[tuple[int, str]] | None
-"""(index of a convolution, one of `TENSORS`), or None for all."""
-Watch = Callable[[int, str, Tensor], None]
-"""Told (index of the convolution, "input" or "output", the tensor before it is quantized)."""
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """x → the nearest of low … high times the scale exp(log_scale); gradients straight through, of the scale as in LSQ."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: int, high: int, pairs: bool) -> Tensor:
-        scale = log_scale.exp()
-        levels = x / scale
-        rounded = levels.clamp(low, high).round_()
-        ctx.bounds = low, high
-        ctx.save_for_backward(levels, log_scale)
-        return (without_overflow(rounded) if pairs else rounded) * scale
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        (gradient,) = gradients
-        levels, log_scale = ctx.saved_tensors
-        clamped = levels.clamp(*ctx.bounds)
-        inside = clamped == levels
-        of_x = gradient * inside
-        # Of the scale: rounding error inside the range, the bound beyond it; times the scale, as its logarithm is trained.
-        of_scale = (gradient * (clamped.round_() - levels * inside)).sum_to_size(log_scale.shape) * log_scale.exp()
-        return of_x, of_scale, None, None, None
-
-
-def _fake_quantize(x: Tensor, log_scale: Tensor, low: int, high: int, *, pairs: bool = False) -> Tensor:
-    return _FakeQuantize.apply(x, log_scale, low, high, pairs)  # type: ignore[no-untyped-call]
-
-
-class QuantizedConv(nn.Module):
-    """A 3×3 convolution with quantized weights and input, and where asked for a quantized output; or a plain float one."""
-
-    weight: nn.Parameter
-    """O×I×3×3."""
-    bias: nn.Parameter
-    """O."""
-    log_weight_scale: nn.Parameter | None
-    """O×1×1×1, of one level of the weights; None for a float convolution."""
-    log_input_scale: nn.Parameter | None
-    """Scalar, of one level of the input."""
-    output_low: nn.Parameter | None
-    """O, the value that level 0 of the output stands for; None where the output is not quantized."""
-    log_output_scale: nn.Parameter | None
-    """O, of one level of the output."""
-    identity: nn.Parameter | None
-    """O, the part of the input that is added to the output outside the convolution (and has left `weight`); or None."""
-
-    def __init__(self, inputs: int, outputs: int, *, quantized: bool, output: bool, identity: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        parts = {
-            "log_weight_scale": (quantized, (outputs, 1, 1, 1)),
-            "log_input_scale": (quantized, ()),
-            "output_low": (quantized and output, (outputs,)),
-            "log_output_scale": (quantized and output, (outputs,)),
-            "identity": (identity, (outputs,)),
-        }
-        for name, (wanted, shape) in parts.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape)) if wanted else None)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether weights and input are quantized."""
-        return self.log_weight_scale is not None
-
-    def quantized_weight(self) -> Tensor:
-        """`weight` as its levels have it."""
-        if self.log_weight_scale is None:
-            return self.weight
-        inputs = self.weight.shape[1]
-        limit = weight_limit(inputs)
-        return _fake_quantize(self.weight, self.log_weight_scale, -limit, limit, pairs=inputs % 2 == 0)
-
-    def quantized_bias(self) -> Tensor:
-        """`bias`, less the output's low, as a whole number of units of the products, which is how ONNX Runtime holds it."""
-        if self.log_weight_scale is None or self.log_input_scale is None:
-            return self.bias
-        low = torch.zeros(()) if self.output_low is None else self.output_low
-        unit = (self.log_weight_scale.flatten() + self.log_input_scale).detach()
-        return _fake_quantize(self.bias - low, unit, -_BIAS_LEVELS, _BIAS_LEVELS) + low
-
-    def quantize_input(self, x: Tensor) -> Tensor:
-        """N×I×H×W, not negative."""
-        return x if self.log_input_scale is None else _fake_quantize(x, self.log_input_scale, 0, ACTIVATION_LEVELS)
-
-    def quantize_output(self, y: Tensor) -> Tensor:
-        """N×O×H×W."""
-        if self.output_low is None or self.log_output_scale is None:
-            return y
-        low, scale = self.output_low[:, None, None], self.log_output_scale[:, None, None]
-        return _fake_quantize(y - low, scale, 0, ACTIVATION_LEVELS) + low
+__all__ = ["QuantizedDecoder", "TracedDecoder", "merged_skip"]
 
 
 def merged_skip(decoder: RepDecoder) -> nn.Conv2d:
@@ -146,13 +27,13 @@ def merged_skip(decoder: RepDecoder) -> nn.Conv2d:
     return skip
 
 
-class QuantizedDecoder(nn.Module):
+class QuantizedDecoder(QuantizedChain):
     """RepD, fused and fake-quantized: what `RepDecoder` computes, with the error that int8 makes.
 
     Head, modulation and long skip are float. A float convolution at an index in `floats` takes its input unquantized.
     """
 
-    def __init__(self, config: RDSRConfig, *, floats: Collection[int] = (), identities: Collection[int] = ()) -> None:
+    def __init__(self, config: DecoderConfig, *, floats: Collection[int] = (), identities: Collection[int] = ()) -> None:
         """`floats`: indices of convolutions (the tail is the last) that stay float; `identities`: with an identity skip."""
         super().__init__()
         self.scale = config.scale
@@ -174,7 +55,14 @@ class QuantizedDecoder(nn.Module):
         self.skip = nn.Conv2d(3, 3 * config.scale**2, 3)
 
     @classmethod
-    def from_shapes(cls, config: RDSRConfig, shapes: Mapping[str, tuple[int, ...]]) -> QuantizedDecoder:
+    def if_present(cls, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> QuantizedDecoder | None:
+        """The empty decoder that the keys below "quantized." of a network's state dict show; None if there are none."""
+        prefix = "quantized."
+        own = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        return cls.from_shapes(config, own) if own else None
+
+    @classmethod
+    def from_shapes(cls, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> QuantizedDecoder:
         """The empty decoder whose float convolutions and identity skips are those that a state dict's keys show.
 
         Raises `CheckpointError` where they show none that can be.
@@ -190,17 +78,13 @@ class QuantizedDecoder(nn.Module):
             identities=[i for i in indices if f"convs.{i}.identity" in shapes],
         )
 
-    def layers(self) -> list[QuantizedConv]:
-        """The convolutions of body and tail."""
-        return [conv for conv in self.convs if isinstance(conv, QuantizedConv)]
-
     def modulation_of(self, index: int) -> Modulation | None:
         """The modulation between a convolution and its ReLU."""
         modulation = self.modulation[str(index)] if str(index) in self.modulation else None  # noqa: SIM401 (no dict)
         assert modulation is None or isinstance(modulation, Modulation)
         return modulation
 
-    def forward(self, lr: Tensor, z: Tensor, *, only: Only = None, watch: Watch | None = None) -> Tensor:
+    def forward(self, lr: Tensor, z: Tensor | None = None, *, only: Only = None, watch: Watch | None = None) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×latent → N×3×sH×sW SR, not clipped.
 
         `only`: quantize these tensors alone (None: all that are to be); `watch`: sees what is about to be quantized.
@@ -208,7 +92,7 @@ class QuantizedDecoder(nn.Module):
         return self.from_layer(0, F.relu(self.head(lr)), lr, z, only=only, watch=watch)
 
     def from_layer(
-        self, start: int, x: Tensor, lr: Tensor, z: Tensor, *, only: Only = None, watch: Watch | None = None
+        self, start: int, x: Tensor, lr: Tensor, z: Tensor | None = None, *, only: Only = None, watch: Watch | None = None
     ) -> Tensor:
         """The rest of `forward`, from convolution `start` on, whose input is `x`."""
         for index in range(start, len(self.convs) - 1):
@@ -216,7 +100,7 @@ class QuantizedDecoder(nn.Module):
         y = self.layer(len(self.convs) - 1, x, z, only=only, watch=watch)
         return F.pixel_shuffle(y + self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate")), self.scale)
 
-    def layer(self, index: int, x: Tensor, z: Tensor, *, only: Only = None, watch: Watch | None = None) -> Tensor:
+    def layer(self, index: int, x: Tensor, z: Tensor | None, *, only: Only = None, watch: Watch | None = None) -> Tensor:
         """Convolution `index` with what stands between it and its ReLU; arguments as `forward` has them."""
         conv = self.convs[index]
         assert isinstance(conv, QuantizedConv)
@@ -237,16 +121,9 @@ class QuantizedDecoder(nn.Module):
         modulation = self.modulation_of(index)
         return y if modulation is None else modulation(y, z)
 
-    @torch.no_grad()
-    def snap(self) -> None:
-        """Replace every quantized weight by the value that its level stands for; the function stays the same."""
-        for conv in self.layers():
-            conv.weight.copy_(conv.quantized_weight())
-            conv.bias.copy_(conv.quantized_bias())
 
-
-class TracedDecoder(nn.Module):
-    """The operations of the int8 graph in float: quantizing the tensors that `export/qdq.py` knows makes it the int8 graph.
+class TracedDecoder(TracedChain):
+    """The operations of the int8 graph in float: quantizing the tensors that `export/int8` knows makes it the int8 graph.
 
     Every quantized output comes as levels, `relu(conv(x))` with low and scale of the output folded into the kernel, so that
     one scale of 1 fits all channels; what turns levels back into values is folded into the modulation, or into the skip.
@@ -300,7 +177,7 @@ class TracedDecoder(nn.Module):
         if modulation is not None:
             self.modulation[str(index)] = _folded_modulation(modulation, low, step)
 
-    def forward(self, lr: Tensor, z: Tensor) -> Tensor:
+    def forward(self, lr: Tensor, z: Tensor | None = None) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×latent → N×3×sH×sW SR, not clipped."""
         x = F.relu(self.head(lr))
         last = len(self.convs) - 1

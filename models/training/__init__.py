@@ -1,0 +1,1 @@
+"""Training: stages, data, the trainer, and the family that trains by itself."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ...errors import RdsrError
+
 __all__ = ["TrainingError"]
 
 
-class TrainingError(Exception):
+class TrainingError(RdsrError):
     """The configuration, the data or the run folder does not allow training."""

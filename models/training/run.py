@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...errors import OutputError
 from ..checkpoint import read_checkpoint
 from ..errors import CheckpointError
-from ..rdsr.calibrate import Ranges, calibrate, sample_of, with_hard_edges
+from ..int8.chain import Ranges
+from ..int8.samples import sample_of, with_hard_edges
 from ..rdsr.config import RDSRConfig
 from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
@@ -81,10 +83,14 @@ def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> N
     else:
         spread = source.pictures[:: max(1, len(source.pictures) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]
         pictures = [_middle(picture.lr) for picture in spread]
-    samples = [sample_of(network, picture, noise) for picture in pictures]
+
+    def condition(lr: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (network.latent_prior(lr, noise),)
+
+    samples = [sample_of(picture, condition) for picture in pictures]
     if black_and_white:
-        samples = with_hard_edges(network, samples, noise)
-    network.quantized = calibrate(network, samples, QAT_START)
+        samples = with_hard_edges(samples, condition)
+    network.quantized = network.int8_form.calibrate(samples, QAT_START)
 
 
 def _middle(lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -159,6 +165,7 @@ def train(
         if state is not None:
             trainer.resume(state)
         trainer.run(seconds)
-    except OSError as error:
-        raise TrainingError(f"cannot write into {folder}: {error.strerror}; its previous checkpoint is as it was") from error
+    except (OSError, OutputError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"cannot write into {folder}: {reason}; its previous checkpoint is as it was") from error
     return folder / "ema.safetensors"

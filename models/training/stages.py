@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..rdsr.calibrate import hard_edges
+from ..int8.samples import hard_edges
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .errors import TrainingError
@@ -127,7 +127,7 @@ def predict_with(network: RDSR, stage: str) -> Predict:
     """The picture a validation looks at: stage1 takes z from the LPE, which sees HR, the others from the reverse process."""
     if stage == "stage1":
         return lambda lr, hr, degradation: network.decoder(lr, _lpe(network)(lr, hr, degradation))
-    # The noise of seed 0 as deployment draws it (`runtime.pipeline.initial_noise`): validation sees the shipped function.
+    # The noise of seed 0 as deployment draws it (`initial_noise` in the runtime): validation sees the shipped function.
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal((1, network.config.latent_size))).float()
     if stage == "qat":
 

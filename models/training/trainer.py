@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import save_checkpoint, write_whole
+from ...atomic import atomic_write
+from ..checkpoint import save_checkpoint
 from ..rdsr.network import RDSR
 from .config import TrainConfig
 from .data import Batch, PatchSource
@@ -174,7 +175,7 @@ class Trainer:
         # The state last: where it says that a run is finished, the result is there.
         content = io.BytesIO()  # torch's writer turns a full disk into an error of its own kind
         torch.save(state, content)
-        write_whole(self.folder / "state.pt", content.getvalue())
+        atomic_write(self.folder / "state.pt", content.getvalue())
 
     def _save_average(self, name: str, **notes: str) -> None:
         """Write the EMA weights as a checkpoint."""
@@ -185,7 +186,9 @@ class Trainer:
         save_checkpoint(self.folder / name, weights, "rdsr", self.network.config.to_dict(), notes)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `read_state` has read; `TrainingError` where the run was trained on other pictures."""
+        """Continue from what `read_state` has read; `TrainingError` if the run was trained on other pictures."""
+        for left_over in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            left_over.unlink()
         if state["data"] != self.data.digest:
             raise TrainingError(
                 f"{self.folder} was trained on other pictures, or a teacher's others, than --data and --teacher name now"
@@ -210,7 +213,7 @@ class Trainer:
             writer = csv.DictWriter(text, LOG_FIELDS)
             writer.writeheader()
             writer.writerows(rows)
-            write_whole(path, text.getvalue().encode())
+            atomic_write(path, text.getvalue().encode())
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -314,7 +317,7 @@ class Trainer:
 
     def _run(self, seconds: float | None) -> None:
         config = self.config
-        write_whole(self.folder / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+        atomic_write(self.folder / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 from numpy.typing import NDArray
 
 from ..errors import EngineError, OptionError
-from ..processes import in_forked_children
+from ..host.processes import in_forked_children
 
 __all__ = [
     "BACKENDS",
@@ -52,6 +52,11 @@ def refuse_after_fork() -> None:
 
 class Session(Protocol):
     """A loaded graph; `run` may be called from many threads."""
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Name and shape of every input; None for a free axis."""
+        ...
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Outputs in the graph's order, as arrays of their own. Raises `EngineError`."""

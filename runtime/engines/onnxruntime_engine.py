@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .. import cpu
 from ..errors import EngineError
+from ..host import cpu
 
 __all__ = ["OnnxRuntimeSession", "thread_places"]
 
@@ -60,6 +60,12 @@ class OnnxRuntimeSession:
         except Exception as error:  # ONNX Runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime cannot load the graph: {error}") from error
         self._session: ort.InferenceSession | None = session
+
+    @property
+    def inputs(self) -> dict[str, tuple[int | None, ...]]:
+        """See `Session.inputs`."""
+        ports = [] if self._session is None else self._session.get_inputs()
+        return {port.name: tuple(n if isinstance(n, int) else None for n in port.shape) for port in ports}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Session.run`."""

@@ -15,9 +15,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from .. import cpu
-from ..cache import COMPILED, recall, remember
 from ..errors import EngineError
+from ..host import cpu
+from .cache import COMPILED, recall, remember
 
 __all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
 
@@ -83,6 +83,14 @@ class OpenVinoSession:
     def effective_precision(self) -> str:
         """What OpenVINO reports as its inference precision, e.g. "f32" or "bf16"."""
         return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+    @property
+    def inputs(self) -> dict[str, tuple[int | None, ...]]:
+        """See `Session.inputs`."""
+        return {
+            port.get_any_name(): tuple(None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
+            for port in self._compiled.inputs
+        }
 
     def execution(self) -> tuple[ExecutedLayer, ...]:
         """The layers that really run, in their order."""

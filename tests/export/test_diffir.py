@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from rdsr.export.exporter import ExportOptions, ExportResult, export_checkpoint
-from rdsr.export.int8_form import ConvolutionsForm
-from rdsr.export.qdq import insert_qdq_around
+from rdsr.export.int8.forms import ConvolutionsForm
+from rdsr.export.int8.qdq import insert_qdq_around
 from rdsr.models.checkpoint import save_checkpoint
 from rdsr.models.diffir import DiffIR, DiffIRConfig
 from rdsr.models.diffusion import Schedule
 from rdsr.models.errors import CheckpointError
+from rdsr.models.int8.convolutions import Levels, QuantizedConv2d, observe, quantize_convolutions
+from rdsr.models.int8.levels import PAIR_LEVELS
 from rdsr.models.interface import LatentPriorNetwork
-from rdsr.models.quantization import PAIR_LEVELS
-from rdsr.models.quantized_convs import Levels, QuantizedConv2d, observe, quantize_convolutions
 from rdsr.models.registry import load_model
-from rdsr.runtime import Upscaler, cpu
+from rdsr.runtime import Upscaler
 from rdsr.runtime.bundle import Bundle
+from rdsr.runtime.host import cpu
 from rdsr.runtime.metrics import psnr_rgb
 from rdsr.runtime.verify import verify
 from rdsr.tests.conftest import DIFFIR_CONFIG

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from rdsr.benchmarks.reports import FIGURE_COLUMNS, write_table
-from rdsr.benchmarks.subjects import DIFFIR, checkpoint_of
+from rdsr.benchmarks.report.tables import FIGURE_COLUMNS, write_table
+from rdsr.benchmarks.subjects.find import DIFFIR, checkpoint_of
 
 REPORTS = Path("check-large")
 LIMIT_GIB = 10
@@ -29,9 +29,9 @@ def run(*arguments: str) -> tuple[dict[str, object], float, float]:
 
 
 def test_the_official_configuration_exports_and_verifies(tmp_path: Path) -> None:
-    checkpoint, weights, network = checkpoint_of(DIFFIR, tmp_path)
-    assert weights == "random"
-    assert 24.9e6 < network.inference_parameters() < 25.1e6
+    checkpoint, loaded = checkpoint_of(DIFFIR, tmp_path)
+    assert loaded.random
+    assert 24.9e6 < loaded.network.inference_parameters() < 25.1e6
     report, export_seconds, export_memory = run("export", str(checkpoint), "-o", str(tmp_path / "b"))
     verified, verify_seconds, verify_memory = run("verify", str(tmp_path / "b"))
     rows = [

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rdsr.benchmarks.engine_room import Subject, measure_memory
-from rdsr.benchmarks.load import measure_load, plot_load
 from rdsr.benchmarks.process import resident_mb
-from rdsr.benchmarks.reports import FIGURE_COLUMNS, LOAD_COLUMNS, write_table
-from rdsr.benchmarks.subjects import checkpoint_of
+from rdsr.benchmarks.report.tables import FIGURE_COLUMNS, LOAD_COLUMNS, write_table
+from rdsr.benchmarks.service.load import measure_load, plot_load
+from rdsr.benchmarks.service.runtime import Subject, measure_memory
+from rdsr.benchmarks.subjects.find import checkpoint_of
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.runtime import Upscaler
 
@@ -53,7 +53,7 @@ def test_base_stays_in_256_mib_at_every_size(backend: str, precision: str, base:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base` with random weights: memory does not depend on them."""
     folder = tmp_path_factory.mktemp("base")
-    checkpoint, _, _ = checkpoint_of("base", folder)
+    checkpoint, _ = checkpoint_of("base", folder)
     options = ExportOptions(checkpoint=checkpoint, output=folder / "base.bundle", max_psnr_drop=1e3, single_graph=False)
     assert export_checkpoint(options).passed
     return folder / "base.bundle"

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upscaler
-from rdsr.runtime import loaded as loaded_module
 from rdsr.runtime.engines import BACKENDS
-from rdsr.runtime.pipeline import Pipeline
+from rdsr.runtime.pipelines import Pipeline
+from rdsr.runtime.pipelines import loaded as loaded_module
 from rdsr.tests.conftest import picture, run_alone
 
 
@@ -49,7 +49,7 @@ class Held:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of at most 28×28 LR pixels, so that small pictures have several."""
-    monkeypatch.setattr("rdsr.runtime.memory.usual_pixels", lambda halo: 28 * 28)
+    monkeypatch.setattr("rdsr.runtime.tiling.memory.usual_pixels", lambda halo: 28 * 28)
 
 
 def test_a_callback_may_call_again_but_not_wait_for_itself(exported: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_small_picture_does_not_wait_for_a_large_one(upscaler: Upscaler) -> No
 @pytest.mark.usefixtures("small_tiles")
 def test_a_small_picture_waits_for_one_tile_of_a_large_one(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Upscaler.load(exported, precision="fp32")
-    decoder = own._pipelines.of(("onnxruntime", "fp32"))._decoder
+    decoder = own._pipelines.of(("onnxruntime", "fp32"))._sessions["decoder"]
     run, ran, third, go_on = decoder.run, [], threading.Event(), threading.Event()
 
     def recorded(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -195,14 +195,14 @@ def test_who_has_an_engine_does_not_wait_for_another_to_load(exported: Path, mon
     own = Upscaler.load(exported, backend="onnxruntime", precision="int8")
     own(picture(9, 9))
     loading, go_on = threading.Event(), threading.Event()
-    make = loaded_module.Pipeline
+    make = loaded_module.load_pipeline
 
     def slow(*arguments: object, **options: object) -> Pipeline:
         loading.set()
         assert go_on.wait(60)
         return make(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loaded_module, "Pipeline", slow)
+    monkeypatch.setattr(loaded_module, "load_pipeline", slow)
     deep = own.submit(picture(9, 9, (3,), "uint16"))
     assert loading.wait(60)
     assert own.submit(picture(9, 9)).result(60).dtype == np.uint8
@@ -307,7 +307,7 @@ def test_cancelling_a_task_stops_the_call(upscaler: Upscaler) -> None:
 
 def test_an_engine_failure_in_one_call_leaves_the_others_unharmed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Upscaler.load(exported, precision="fp32")
-    decoder = own._pipelines.of(("onnxruntime", "fp32"))._decoder
+    decoder = own._pipelines.of(("onnxruntime", "fp32"))._sessions["decoder"]
     run = decoder.run
 
     def sometimes(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -334,7 +334,7 @@ def test_an_error_that_is_over_keeps_no_engine_in_memory(
     def broken(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         raise EngineError("broken")
 
-    monkeypatch.setattr(own._pipelines.of(("onnxruntime", "fp32"))._decoder, "run", broken)
+    monkeypatch.setattr(own._pipelines.of(("onnxruntime", "fp32"))._sessions["decoder"], "run", broken)
     alive = weakref.ref(own._pipelines.of(("onnxruntime", "fp32")))
     gc.collect()
     gc.disable()  # a cycle would wait for it, and with it some hundred MiB

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rdsr.models.rdsr import RDSR
-from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, OutputError, PictureError, Upscaler, cpu
-from rdsr.runtime.arrays import from_graph, to_graph
-from rdsr.runtime.choice import choose
+from rdsr.runtime import Bundle, BundleError, EngineError, OptionError, OutputError, PictureError, Upscaler
+from rdsr.runtime.choice.choose import choose
 from rdsr.runtime.engines.onnxruntime_engine import thread_places
-from rdsr.runtime.pipeline import initial_noise
+from rdsr.runtime.host import cpu
+from rdsr.runtime.pictures.arrays import from_graph, to_graph
+from rdsr.runtime.pipelines.latent_prior import initial_noise
 from rdsr.tests.conftest import CONFIG, rewrite_manifest, run_alone, with_bf16_rows, without_int8
 
 RNG = np.random.default_rng(0)
@@ -197,8 +198,8 @@ def test_openvino_really_runs_the_precision_it_was_given(exported: Path) -> None
     wanted = {"fp32": "f32", "int8": "f32"} | ({"bf16": "bf16"} if cpu.has_bf16() else {})
     for precision, name in wanted.items():
         pipeline = Upscaler.load(exported, backend="openvino", precision=precision)._pipelines.of(("openvino", precision))
-        assert pipeline._decoder.effective_precision == name
-        assert pipeline._encoder.effective_precision == "f32"
+        assert pipeline._sessions["decoder"].effective_precision == name
+        assert pipeline._sessions["encoder"].effective_precision == "f32"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_variants_that_were_not_proven_are_refused(bundle: Path) -> None:
 
 def test_engine_failures_are_typed(auto: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError):
-        auto._pipelines.of((auto.effective.backend, auto.effective.precision))._decoder.run(
+        auto._pipelines.of((auto.effective.backend, auto.effective.precision))._sessions["decoder"].run(
             {"lr": np.zeros((1, 2, 5, 5), np.float32), "z": np.zeros((1, 3), np.float32)}
         )
     assert auto(picture((5, 5), "uint8", (3,))).shape == (20, 20, 3)

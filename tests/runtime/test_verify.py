@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from rdsr.runtime import BundleError, EngineError, Upscaler, cpu
+from rdsr.runtime import BundleError, EngineError, Upscaler
 from rdsr.runtime.bundle import Bundle
-from rdsr.runtime.proof import Proof
+from rdsr.runtime.bundle.proof import Proof
+from rdsr.runtime.host import cpu
 from rdsr.runtime.verify import verify
 from rdsr.tests.conftest import replace_file, rewrite_manifest, run_alone
 
@@ -111,7 +112,7 @@ def test_verify_runs_where_torch_onnx_and_nncf_cannot_be_imported(exported: Path
         "import sys\n"
         "for name in ('torch', 'onnx', 'nncf', 'onnxsim'): sys.modules[name] = None\n"
         "sys.argv = ['rdsr', 'verify', sys.argv[1], '--json']\n"
-        "from rdsr.cli import main; main()\n"
+        "from rdsr.cli.main import main; main()\n"
     )
     assert json.loads(run_alone(script, exported))["passed"] is True
 

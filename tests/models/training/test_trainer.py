@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from rdsr.cli import app
+from rdsr.cli.main import app
 from rdsr.models.errors import CheckpointError
 from rdsr.models.registry import load_model
 from rdsr.models.training import trainer as trainer_module
@@ -204,16 +205,28 @@ def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> N
         run_on(pictures, dataclasses.replace(STAGE1, init=str(tmp_path / "other.safetensors")), tmp_path / "run")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
-@pytest.mark.parametrize("name", ["state.pt", "ema.safetensors", "config.json"])
-def test_a_full_disk_keeps_the_previous_checkpoint(pictures: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    pictures: Path, tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after so many files: config.json, ema.safetensors, state.pt."""
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.csv"}
-    (tmp_path / "run" / f"{name}.tmp").symlink_to("/dev/full")
-    with pytest.raises(TrainingError, match="No space left"):
-        run_on(pictures, STAGE1, tmp_path / "run", resume=True, seconds=1e-9)
-    assert (tmp_path / "run" / name).read_bytes() == before[name]
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    (tmp_path / "run" / ".0123456789ab.tmp").write_bytes(b"of a run that was killed")
+    done = 0
+
+    def full_disk(handle: int) -> None:
+        nonlocal done
+        done += 1
+        if done > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rdsr.atomic.os.fsync", full_disk)
+        with pytest.raises(TrainingError, match="No space left"):
+            run_on(pictures, STAGE1, tmp_path / "run", resume=True, seconds=1e-9)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before["state.pt"]
+    assert set(before) == {path.name for path in (tmp_path / "run").iterdir() if path.name != "log.csv"}
     run_on(pictures, STAGE1, tmp_path / "run", resume=True)
 
 

@@ -1,0 +1,1 @@
+"""What a benchmark is asked to measure: names and files become models that run."""

@@ -1,0 +1,1 @@
+"""Training seen from outside: curves, network sizes compared, and results shipped."""

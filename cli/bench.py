@@ -1,0 +1,396 @@
+"""`rdsr bench`: quality on data sets, load, crops, candidates, and what the latent prior does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import (
+    FAILED,
+    BackendOption,
+    JsonOption,
+    MemoryLimitOption,
+    PrecisionOption,
+    ThreadsOption,
+    command,
+    fail,
+    print_json,
+    stderr,
+    stdout,
+    steps_shown,
+)
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and show them.")
+
+
+@bench_app.command()
+@command
+def quality(
+    dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
+    bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
+    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="Any ONNX upscaler; may be repeated.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="As in `bench latency`: rdsr-small, bicubic, …; may be repeated.")
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
+    ] = False,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed, always the same; may be repeated."),
+    ] = None,
+    with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
+    backend: BackendOption = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8; or several, by commas.")] = "auto",
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs); without a model, the default bundle.
+
+    Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
+    """
+    from ..benchmarks.errors import BenchmarkError
+    from ..benchmarks.host import stamp
+    from ..benchmarks.quality import measure as bench
+    from ..benchmarks.report.tables import DROP_COLUMNS, QUALITY_COLUMNS, write_table
+    from ..benchmarks.subjects.find import find_subject
+
+    wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
+    with steps_shown("quality") as progress:
+        candidates = [bench.bundle(b, backend=backend, precision=p, threads=threads) for b in bundle or [] for p in wanted]
+        candidates += [bench.onnx_file(path, backend=backend, threads=threads) for path in onnx or []]
+        candidates += [bench.torch_checkpoint(name, threads=threads) for name in checkpoint or []]
+        failures: list[str] = []
+        for subject in [find_subject(name, progress) for name in model or []]:
+            found, failed = bench.of_subject(subject, backend=backend, precisions=wanted, threads=threads)
+            candidates += found
+            failures += failed  # the others go on
+    if not candidates and not failures:
+        candidates = [bench.bundle(None, backend=backend, precision=p, threads=threads) for p in wanted]
+    if with_bicubic:
+        candidates.append(bench.bicubic(candidates[0].scale if candidates else 4))
+    if not candidates:
+        fail("; ".join(failures), FAILED, as_json)
+    against = {}
+    if drop and not bundle and (onnx or checkpoint or model):
+        raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 of its own to compare with")
+    if drop:
+        named: list[str | None] = [*bundle] if bundle else [None]
+        references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
+        against = {reference.model: reference for reference in references}
+    with steps_shown("quality") as progress:
+        measured, failed = bench.quality(candidates, [*dataset, *(more or [])], progress, against, degradation or (None,))
+    failures += failed
+    if not measured:
+        fail("; ".join(failures), FAILED, as_json)
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = stamp() | (rows[0] if len(rows) == 1 and not failures else {"rows": rows})
+    if failures:
+        report |= {"failures": failures}
+    columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
+    if output is not None:
+        write_table(output, "quality", report, columns, rows)
+    show_rows(report, columns, rows, as_json)
+    for sentence in failures:
+        stderr.print(f"rdsr: {sentence}", style="red")
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+def parse_sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "272x480")) -> list[tuple[int, int]]:
+    """ "128x128" → (128, 128)."""
+    from ..benchmarks.errors import BenchmarkError
+
+    sizes = []
+    for text in given or default:
+        height, _, width = text.lower().partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise BenchmarkError(f"a size is HEIGHTxWIDTH in LR pixels, like 272x480, not {text!r}")
+        sizes.append((int(height), int(width)))
+    return sizes
+
+
+@bench_app.command()
+@command
+def int8(
+    model: Annotated[
+        str, typer.Option("--model", help="Checkpoint, shipped model's name, or a preset (base) for random weights.")
+    ] = "base",
+    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Timed rounds.")] = 10,
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for int8.json and int8.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """int8 against fp32 on both engines, against a bare stack of int8 convolutions, and from array to array.
+
+    Example: rdsr bench int8 --model base --threads 2
+    """
+    from ..benchmarks.host import stamp
+    from ..benchmarks.latency.int8 import measure_int8
+    from ..benchmarks.report.tables import INT8_COLUMNS, write_table
+    from ..runtime.host import cpu
+
+    sizes = parse_sizes(size)
+    with steps_shown("int8") as progress:
+        measured = measure_int8(model, sizes=sizes, threads=threads, rounds=rounds, progress=progress)
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = {
+        **stamp(),
+        "cpu": cpu.cpu_name(),
+        "isa": cpu.instruction_set(),
+        "isa_cap": cpu.isa_cap(),
+        "rows": rows,
+    }
+    shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
+    if output is not None:
+        write_table(output, "int8", report, INT8_COLUMNS, shown)
+    show_rows(report, INT8_COLUMNS, shown, as_json)
+
+
+@bench_app.command()
+@command
+def load(
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=1, max=1000, help="Callers; may be repeated.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Pictures arriving a second (Poisson); default: a closed loop.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Length of each load.")] = 20.0,
+    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of LR pictures; may be repeated.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    memory_limit: MemoryLimitOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for load.json, load.md and load.png.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Many callers of one bundle: time of a call, throughput, fairness, and memory over time.
+
+    Example: rdsr bench load --concurrency 1 --concurrency 4 --concurrency 16 --seconds 20
+    """
+    from ..benchmarks.host import stamp
+    from ..benchmarks.report.tables import LOAD_COLUMNS, write_table
+    from ..benchmarks.service.load import measure_load, plot_load
+    from ..runtime.upscaler import Upscaler
+
+    if output is not None:
+        import matplotlib.figure  # noqa: F401  # what is missing shows before the load, not after
+    sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
+    upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
+    with steps_shown("load") as progress:
+        measured = measure_load(
+            upscaler,
+            sizes=sizes,
+            concurrency=concurrency or (1, 2, 4, 16),
+            rate=rate,
+            seconds=seconds,
+            progress=progress,
+        )
+    rows = [dataclasses.asdict(row) for row in measured]
+    report = {
+        **stamp(),
+        "bundle": bundle or "default",
+        "sizes": sizes,
+        "memory_limit": upscaler.memory_limit,
+        **dataclasses.asdict(upscaler.effective),
+        "rows": rows,
+    }
+    if output is not None:
+        write_table(output, "load", report, LOAD_COLUMNS, rows)
+        plot_load(measured, output / "load.png")
+    show_rows(report, LOAD_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
+def runtime(
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    new_sizes: Annotated[int, typer.Option(min=10, max=10_000, help="Random sizes from 32² to 512².")] = 300,
+    side: Annotated[
+        list[int] | None, typer.Option(min=1, max=8192, help="Side of pictures for the memory; may be repeated.")
+    ] = None,
+    memory_limit: MemoryLimitOption = "256MiB",
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Callers; may be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each load, twenty rounds.")] = 1.0,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for runtime.json, runtime.md and runtime.png.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a service asks of the runtime: start, unseen sizes, memory under a limit, many callers.
+
+    Example: rdsr bench runtime --side 64 --side 1024 -o runtime/
+    """
+    from ..benchmarks.host import stamp
+    from ..benchmarks.report.tables import FIGURE_COLUMNS, write_table
+    from ..benchmarks.service import runtime as bench
+    from ..runtime.engines import BACKENDS
+    from ..runtime.host import cpu
+    from ..runtime.upscaler import Upscaler
+
+    if output is not None:
+        import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
+    sides = side or (64, 256, 1024, 4096)
+    limited = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
+    effective = limited.effective
+    subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
+    for length in sides:
+        limited.plan(length, length)  # what does not fit is refused now
+    with steps_shown("runtime") as progress:
+        asked = bench.Subject(bundle, backend, precision, effective.threads)
+        others = [engine for engine in BACKENDS if limited.bundle.manifest.proven(subject.precision, engine)]
+        starts = {engine: dataclasses.replace(subject, backend=engine) for engine in others}
+        figures = bench.measure_start({"as asked": asked} | starts, progress)
+        sizes = bench.measure_new_sizes(subject, new_sizes, progress)
+        figures += sizes.figures()
+        figures += bench.measure_memory(subject, sides, memory_limit or "256MiB", progress)
+        figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 20, progress)
+    rows = [dataclasses.asdict(figure) for figure in figures]
+    report = {
+        **stamp(),
+        "cpu": cpu.cpu_name(),
+        "bundle": bundle or "default",
+        **dataclasses.asdict(effective),
+        "steady_ms": dict(zip(("offset", "per_pixel"), sizes.line(), strict=True)),
+        "rows": rows,
+        "new_sizes": dataclasses.asdict(sizes),
+    }
+    if output is not None:
+        write_table(output, "runtime", report, FIGURE_COLUMNS, rows)
+        bench.plot_new_sizes(sizes, output / "runtime.png")
+    show_rows(report, FIGURE_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
+def crops(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Picture of the set; may be repeated.")] = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Side-by-side crops, bicubic, the bundle and the original, as one PNG.
+
+    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
+    """
+    from ..benchmarks.quality import measure as bench
+    from ..benchmarks.quality.crops import crop_strip
+    from ..benchmarks.quality.datasets import find_dataset
+
+    candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
+    crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
+    stdout.print(str(output))
+
+
+@bench_app.command()
+@command
+def prior(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
+    windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of windows in LR pixels; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed; may be repeated."),
+    ] = None,
+    threads: ThreadsOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the latent prior does: pooled over whole pictures or windows, of other pictures, of other seeds.
+
+    Example: rdsr bench prior --checkpoint rdsr-small --dataset Kodak24
+    """
+    from ..benchmarks.host import stamp
+    from ..benchmarks.quality.prior import measure_prior
+    from ..benchmarks.report.tables import PRIOR_COLUMNS, write_table
+    from ..runtime.host.cpu import available_threads
+
+    used = threads or available_threads()
+    with steps_shown("prior") as progress:
+        measured = measure_prior(
+            checkpoint,
+            dataset,
+            windows=windows or (24, 48, 96),
+            seeds=seeds,
+            degradations=degradation or (),
+            threads=used,
+            progress=progress,
+        )
+    rows = [dataclasses.asdict(row) for row in measured]
+    facts = {"dataset": dataset.resolve().name, "degradations": degradation or [], "checkpoint": checkpoint, "threads": used}
+    report = stamp() | facts | {"rows": rows}
+    if output is not None:
+        write_table(output, "prior", report, PRIOR_COLUMNS, rows)
+    show_rows(report, PRIOR_COLUMNS, rows, as_json)
+
+
+@bench_app.command()
+@command
+def candidates(
+    config: Annotated[Path, typer.Option("--config", help="TOML file; see benchmarks/candidates.toml.")],
+    data: Annotated[list[Path], typer.Option("--data", help="Folder of training pictures; may be repeated.")],
+    validation: Annotated[Path, typer.Option("--validation", help="Data set folder (HR/, LRx4/) for the PSNR.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the runs, candidates.json, .md and .png.")],
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train network sizes briefly under one budget, and set their PSNR against their latency at 128×128 LR.
+
+    Example: rdsr bench candidates --config benchmarks/candidates.toml --data photos/ --validation Kodak24 -o runs/candidates
+    """
+    import matplotlib.figure  # noqa: F401  # what is missing shows before the training, not after
+
+    from ..benchmarks.host import stamp
+    from ..benchmarks.report.tables import write_table
+    from ..benchmarks.training import candidates as bench
+    from ..runtime.host.cpu import available_threads
+
+    plan = bench.read_plan(config)
+    used = threads or available_threads()
+    with steps_shown("candidates") as progress:
+        measured = bench.measure_candidates(plan, output, data=data, validation=validation, threads=used, progress=progress)
+    columns, rows = bench.candidate_table(measured)
+    report = stamp() | {"threads": used, "size": [bench.SIZE, bench.SIZE]}
+    report |= {"rows": [dataclasses.asdict(row) for row in measured]}
+    write_table(output, "candidates", report, columns, rows)
+    bench.plot_candidates(measured, output / "candidates.png")
+    show_rows(report, columns, rows, as_json)
+
+
+def show_rows(
+    report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool
+) -> None:
+    """The report as one JSON object, or its rows as a table."""
+    from ..benchmarks.report.tables import cells
+
+    if as_json:
+        print_json(report)
+        return
+    table = Table(*(title for title, _ in columns.values()))
+    for row in rows:
+        table.add_row(*cells(columns, row))
+    stdout.print(table)

@@ -1,0 +1,181 @@
+"""`rdsr train family`: the family in training, by itself and for ever."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import JsonOption, ThreadsOption, command, print_json, stderr, stdout
+
+family_app = typer.Typer(no_args_is_help=True, help="Train the whole family by itself: resumable, at the lowest priority.")
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs, outside the checkout.")]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", help="TOML file of the order and shares; default: models/training/family.toml.")
+]
+
+
+def _plan(path: Path | None) -> Any:
+    from ..models.training.family import DEFAULT_PLAN, FamilyPlan
+
+    return FamilyPlan.load(path or DEFAULT_PLAN)
+
+
+@family_app.command()
+@command
+def run(
+    runs: RunsOption,
+    plan: PlanOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: ThreadsOption = None,
+    slices: Annotated[int | None, typer.Option(min=1, help="Stop after so many slices; default: never.")] = None,
+) -> None:
+    """Train until stopped: whoever is furthest behind its share of the time, a slice at a time.
+
+    Ctrl-C, a kill or a power cut lose a few minutes at most; the same command goes on, on another machine, too.
+
+    Example: rdsr train family run --runs ../runs
+    """
+    from ..models.training.family_runner import run_family
+    from ..runtime.host.cpu import available_threads
+
+    def report(line: str) -> None:
+        stdout.print(f"{time.strftime('%Y-%m-%d %H:%M')}  {line}")
+
+    run_family(_plan(plan), runs, threads=threads or available_threads(), device=device, slices=slices, report=report)
+
+
+@family_app.command()
+@command
+def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = False) -> None:
+    """Stage, step, minutes and Kodak24 of every member, and the best float weights of each so far.
+
+    Example: rdsr train family status --runs ../runs
+    """
+    from ..models.training.family import current_run, minutes_of, runs_of
+    from ..models.training.family_runner import is_paused, is_running, working_on
+
+    loaded = _plan(plan)
+    going = "paused" if is_paused(runs) else "running" if is_running(runs) else "not running"
+    work = working_on(runs) if going == "running" else None
+    rows = []
+    for member in loaded.members:
+        now = current_run(member, runs)
+        state = now.state()
+        bests: dict[str, float] = {}
+        for run in runs_of(member, runs, now.round):
+            best = run.state().best
+            if best is not None and run.kind in ("stage2", "qat"):
+                kind = "int8" if run.kind == "qat" else "float"
+                bests[kind] = max(best, bests.get(kind, 0.0))
+        failed = runs / member.name / "failed.txt"
+        rows.append(
+            {
+                "member": member.name,
+                "now": bool(work and work.get("member") == member.name),
+                "round": now.round,
+                "stage": now.stage.name,
+                "step": state.step,
+                "iterations": state.iterations,
+                "minutes": round(minutes_of(member, runs), 1),
+                "psnr_y": state.psnr_y,
+                "best": bests.get("float"),
+                "best_int8": bests.get("int8"),
+                "failed": failed.read_text().strip() if failed.is_file() else "",
+            }
+        )
+    if as_json:
+        print_json({"runs": str(runs), "state": going, "validation": loaded.validation, "members": rows})
+        return
+    columns = ("member", "stage", "step", "minutes", "PSNR-Y now (dB)", "best so far", "best in int8")
+    table = Table(*columns, title=f"{runs}: {going}; {Path(loaded.validation).name}")
+    for row in rows:
+        numbers = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("psnr_y", "best", "best_int8"))
+        table.add_row(
+            row["member"] + (" ←" if row["now"] else ""),
+            f"round {row['round']}, {row['stage']}",
+            f"{row['step']} of {row['iterations'] or '?'}",
+            f"{row['minutes']:.1f}",
+            *numbers,
+        )
+    stdout.print(table)
+    for row in rows:
+        if row["failed"]:
+            stdout.print(f"{row['member']} failed: {row['failed']}", style="red")
+
+
+@family_app.command()
+@command
+def pause(runs: RunsOption) -> None:
+    """Stop training at the next step and keep it so, also over restarts; returns once the cores are free.
+
+    Example: rdsr train family pause --runs ../runs
+    """
+    from ..models.training.family_runner import pause_family
+
+    pause_family(runs)
+    stdout.print(f"{runs} is paused")
+
+
+@family_app.command("continue")
+@command
+def go_on(runs: RunsOption) -> None:
+    """Let a paused family go on.
+
+    Example: rdsr train family continue --runs ../runs
+    """
+    from ..models.training.family_runner import continue_family, is_running
+
+    continue_family(runs)
+    stdout.print(f"{runs} goes on" if is_running(runs) else f"{runs} is no longer paused; nothing is running there")
+
+
+@family_app.command()
+@command
+def take(
+    runs: RunsOption,
+    member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
+    plan: PlanOption = None,
+    test: Annotated[
+        list[Path] | None, typer.Option("--test", help="Test set folder whose figures go on the card; may be repeated.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder to put weights and card into; default: models/weights.")
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Ship a member's best finished weights and write their card, but only where the validation set has risen.
+
+    Example: rdsr train family take --runs ../runs --member small --test Set5
+    """
+    from ..benchmarks.training.take import take_member
+    from ..runtime.host.cpu import available_threads
+
+    taken = take_member(
+        _plan(plan), member, runs, tests=test or (), weights=weights, threads=threads or available_threads(),
+        progress=lambda step: stderr.print(f"{member}: {step}"),
+    )  # fmt: skip
+    stdout.print(taken)
+
+
+@family_app.command()
+@command
+def adopt(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights trained elsewhere, e.g. best.safetensors of a GPU's slice.")],
+    runs: RunsOption,
+    member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
+    plan: PlanOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure weights that were trained elsewhere, and let the member's next round start from them if they are the best.
+
+    Example: rdsr train family adopt out/best.safetensors --runs ../runs --member small
+    """
+    from ..benchmarks.training.take import adopt_weights
+    from ..runtime.host.cpu import available_threads
+
+    stdout.print(adopt_weights(_plan(plan), member, runs, checkpoint, threads=threads or available_threads()))

@@ -1,0 +1,167 @@
+"""`rdsr bench latency` and `rdsr bench report`: the ratios that a chooser of models needs, and the page that shows them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .bench import bench_app, parse_sizes, show_rows
+from .console import FAILED, JsonOption, command, print_json, stderr, stdout, steps_shown
+
+__all__: list[str] = []
+
+_SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
+_SWEPT_BATCHES = (1, 2, 4, 8)
+_NOT_SHOWN = ("p99_ms", "runs", "gflops", "error", "stable", "batch")
+"""Columns of the files that a terminal has no room for."""
+
+
+@bench_app.command()
+@command
+def latency(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="rdsr-base|small|tiny, diffir, bicubic, a bundle, checkpoint, ONNX or IR file, a peer (span, …)."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="torch-eager, torch-compile, onnxruntime, openvino, opencv; default: all but torch-compile."),
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; several by commas; default: all.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help="HxW of the LR picture; default 128x128; may be repeated.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures a call; may be repeated.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="size, threads or batch: how time grows, with fitted exponents.")] = None,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Seconds for the rows, in all; peaks take some 10 s a way beside.")
+    ] = 600.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Interleaved rounds, at most.")] = 5,
+    isa_cap: Annotated[
+        str | None, typer.Option(help="ONEDNN_MAX_CPU_ISA for the rows, e.g. AVX512_CORE_VNNI (Cascade Lake).")
+    ] = None,
+    peaks: Annotated[bool, typer.Option(help="Measure the machine's peak, for each row's share of it.")] = True,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for latency.json and .md (or sweep-…); resumable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time models on engines, each row in its own processes, rounds interleaved; ratios to DiffIR in torch eager float32.
+
+    Example: rdsr bench latency --model rdsr-small --model diffir --threads 2 -o bench/
+    """
+    from ..atomic import atomic_write
+    from ..benchmarks.errors import BenchmarkError
+    from ..benchmarks.latency import measure as bench
+    from ..benchmarks.report.tables import LATENCY_COLUMNS, SWEEP_COLUMNS, write_table
+    from ..benchmarks.subjects.find import find_subject
+    from ..benchmarks.subjects.peers import PEERS, published
+    from ..runtime.files import dump_json
+    from ..runtime.host import cpu
+
+    if sweep is not None and sweep not in bench.SWEEPS:
+        raise BenchmarkError(f"a sweep is over {', '.join(bench.SWEEPS)}, not {sweep!r}")
+    swept = _SWEPT_SIZES if sweep == "size" else ("128x128",)
+    sizes = parse_sizes(size, swept)
+    counts = threads or (_powers(cpu.process_threads()) if sweep == "threads" else [cpu.available_threads()])
+    batches = batch or (list(_SWEPT_BATCHES) if sweep == "batch" else [1])
+    if isa_cap is not None and isa_cap.upper() not in cpu.isa_caps():
+        raise BenchmarkError(f"no instruction set is called {isa_cap!r}; oneDNN knows {', '.join(cpu.isa_caps())}")
+    axes: dict[str, list[Any]] = {"size": sizes, "threads": counts, "batch": batches}
+    if sweep is not None and any(len(values) > 1 for axis, values in axes.items() if axis != sweep):
+        raise BenchmarkError(f"a sweep over {sweep} wants one value of everything else")
+    wanted = model or ["rdsr-base", "rdsr-small", "rdsr-tiny", "diffir", "bicubic"]
+    with steps_shown("latency") as progress:
+        subjects = [find_subject(name, progress) for name in dict.fromkeys(wanted)]
+        jobs = bench.jobs_of(
+            subjects,
+            backends=backend or [name for name in bench.BACKENDS if name != "torch-compile"],
+            precisions=[each.strip() for given in precision or [] for each in given.split(",")],
+            sizes=sizes,
+            batches=batches,
+            threads=counts,
+            isa_cap=isa_cap,
+        )
+        name = "latency" if sweep is None else f"sweep-{sweep}"
+        options = bench.Options(budget=budget, rounds=rounds, isa_cap=isa_cap, sweep=sweep, peaks=peaks)
+        with tempfile.TemporaryDirectory() as scratch:
+            partial = (output or Path(scratch)) / f"{name}.partial.json"
+            report = bench.measure_latency(jobs, options, partial=partial, progress=progress)
+    rows = [row | {"size": "×".join(map(str, row["size"]))} for row in report["rows"]]
+    columns = LATENCY_COLUMNS
+    if sweep is not None:
+        fits = {(fit["model"], fit["backend"], fit["precision"]): fit for fit in report["fits"]}
+        rows = [
+            row | {key: fits[row["model"], row["backend"], row["precision"]][key] for key in ("exponent", "steepest")}
+            for row in rows
+        ]
+        columns = SWEEP_COLUMNS
+    if output is not None:
+        write_table(output, name, report, columns, rows)
+        if sweep is None:
+            peers = [name for name in wanted if name in PEERS]
+            atomic_write(output / "peers.json", dump_json(published(peers)).encode())
+        (output / f"{name}.partial.json").unlink(missing_ok=True)
+    show_rows(report, {key: columns[key] for key in columns if key not in _NOT_SHOWN}, rows, as_json)
+    _say_what_went_wrong(report)
+    failures = [row["error"] or row["failed_later"] for row in report["rows"]]
+    if any(failure and not failure.startswith(bench.NOT_RUN) for failure in failures):
+        raise typer.Exit(FAILED)
+
+
+def _say_what_went_wrong(report: dict[str, Any]) -> None:
+    def named(row: dict[str, Any]) -> str:
+        return f"{row['model']}, {row['backend']} {row['precision']}, {row['size'][0]}×{row['size'][1]}"
+
+    from ..benchmarks.latency.rows import LEAST_ROUNDS
+
+    for sentence in report["peak_errors"]:
+        stderr.print(f"rdsr: {sentence}", style="red")
+    few: list[str] = []
+    for row in report["rows"]:
+        if row["error"]:
+            stderr.print(f"rdsr: {named(row)}: {row['error']}", style="red")
+        elif row["failed_later"]:
+            times = "one round" if row["rounds"] == 1 else f"{row['rounds']} rounds"
+            stderr.print(f"rdsr: {named(row)}: failed after {times}: {row['failed_later']}", style="red")
+        elif row["rounds"] < LEAST_ROUNDS:
+            few.append(named(row))
+        elif not row["stable"]:
+            stderr.print(f"rdsr: {named(row)} is not stable: the medians of its rounds spread by {row['spread']:.0%}")
+    if few:
+        stderr.print(f"rdsr: fewer than {LEAST_ROUNDS} rounds, so nothing is known of their stability: {'; '.join(few)}")
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself."""
+    return sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most})
+
+
+@bench_app.command()
+@command
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder with latency.json, and what else there is.")],
+    readme: Annotated[
+        Path | None, typer.Option(help="Markdown file whose text between the bench marks is replaced by the table.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One HTML page and its Markdown twin of the results in a folder: tables, ratios, fronts, scaling, memory, crops.
+
+    Example: rdsr bench report -o bench/
+    """
+    import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
+
+    from ..benchmarks.report.page import update_readme, write_report
+
+    paths = write_report(output)
+    if readme is not None:
+        update_readme(readme, output)
+    if as_json:
+        print_json({"html": str(paths.html), "markdown": str(paths.markdown), "plots": [str(path) for path in paths.plots]})
+    else:
+        stdout.print(f"{paths.html}\n{paths.markdown}")

@@ -1,0 +1,31 @@
+"""The root of all errors that the project raises on purpose."""
+
+from __future__ import annotations
+
+__all__ = ["OutputError", "RdsrError"]
+
+
+class RdsrError(Exception):
+    """Base of every error that the project raises on purpose. Each message is one sentence.
+
+    - `RdsrError`
+        - `OutputError`: a file cannot be written
+        - `BundleError`: a bundle is missing, damaged or tampered with, or lacks what was asked of it
+        - `PictureError`: a picture cannot be read, or is of a kind that cannot be upscaled
+        - `EngineError`: an inference engine is not installed, cannot load a graph, or failed
+        - `CancelledError`: the caller stopped the call
+        - `OptionError` (also a `ValueError`): an option that does not exist, or does not go together with others
+            - `MemoryLimitError`: a picture does not fit the memory limit
+        - `CheckpointError`: a checkpoint cannot be read, or a tensor in it is missing or misshapen
+            - `UnsupportedModelError`: no known architecture matches the checkpoint's keys
+        - `TrainingError`: configuration, data or run folder do not allow training
+        - `ExportError`: an export cannot be done
+            - `OutputExistsError`: there is something at the output already
+            - `ProofError`: the result does not equal the torch model
+        - `BenchmarkError`: a data set or a model cannot be measured
+            - `CandidateError`: one model among several cannot be measured
+    """
+
+
+class OutputError(RdsrError):
+    """A file cannot be written where it was asked for."""

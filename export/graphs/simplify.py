@@ -1,0 +1,54 @@
+"""Simplification that is never trusted: run, compare, fall back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ...runtime.engines import load_session
+
+__all__ = ["simplify"]
+
+logger = logging.getLogger(__name__)
+Feed = Mapping[str, NDArray[Any]]
+TOLERANCE = 2e-6
+"""Largest difference, relative to the larger of 1 and the output's largest value, that reordered arithmetic explains."""
+
+
+def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
+    session = load_session(model.SerializeToString(), backend="onnxruntime", precision="fp32", threads=1)
+    return [session.run(feed)[0] for feed in feeds]
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    limit = 1.0 if a.dtype == np.uint8 else TOLERANCE * max(1.0, float(np.abs(a).max()))
+    return bool((np.abs(a.astype(np.float64) - b.astype(np.float64)) <= limit).all())
+
+
+def simplify(model: onnx.ModelProto, feeds: Sequence[Feed], name: str) -> tuple[onnx.ModelProto, bool]:
+    """The simplified graph and True, or the graph as it was and False (with a warning) where that is not safe.
+
+    `feeds`: inputs of several sizes on which both graphs must agree.
+    """
+    import onnxsim
+
+    try:
+        simplified, _ = onnxsim.simplify(model)
+        onnx.checker.check_model(simplified, full_check=True)
+        agreed = all(_equal(a, b) for a, b in zip(_run(model, feeds), _run(simplified, feeds), strict=True))
+        reason = "its output differs"
+    except Exception as error:  # whatever goes wrong inside the simplifier, the graph as it was still works
+        agreed, reason = False, str(error) or type(error).__name__
+    if not agreed:
+        logger.warning("%s is kept unsimplified: simplification failed (%s)", name, reason)
+        return model, False
+    simplified.graph.name = model.graph.name
+    del simplified.metadata_props[:]
+    return simplified, True

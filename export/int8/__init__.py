@@ -1,0 +1,1 @@
+"""From a network and calibration pictures to int8 graphs."""

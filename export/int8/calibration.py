@@ -1,0 +1,88 @@
+"""Pictures that int8 is calibrated and judged on: a folder of the user's, and the small ones that the package carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...models.degradation import bicubic_downscale, crop_to_multiple
+from ...models.training.data import find_pictures, read_rgb
+from ...models.training.errors import TrainingError
+from ...runtime.bundle.proof import OWN
+from ..errors import ExportError
+
+__all__ = ["CalibrationPicture", "read_calibration"]
+
+logger = logging.getLogger(__name__)
+MAX_PICTURES = 48
+"""More are not read; they are taken evenly from the sorted list."""
+MAX_SIDE = 128
+"""LR pixels; of larger pictures the middle is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationPicture:
+    """One LR picture with its original."""
+
+    name: str
+    dataset: str
+    """Name of the folder that was given."""
+    lr: NDArray[np.uint8]
+    """H×W×3 RGB."""
+    hr: NDArray[np.uint8]
+    """sH×sW×3 RGB."""
+    held_back: bool
+    """Whether it judges the quantization, instead of choosing ranges."""
+
+
+def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
+    """Pictures of a data set (`HR/NAME.png`, `LRx4/NAME.png`) or of a plain folder, reduced by our own bicubic.
+
+    Every third is held back, unless nothing can be judged on it (blank, or hardly larger than the border that PSNR leaves
+    out). Raises `ExportError` where there is no folder, or no picture in it.
+    """
+    try:
+        paths = find_pictures([folder])
+    except TrainingError as error:
+        raise ExportError(f"nothing to calibrate with: {error}") from error
+    if len(paths) > MAX_PICTURES:
+        paths = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)]
+    dataset = folder.resolve().name + ("/" if folder.resolve().name == OWN else "")  # never the package's own
+    pictures: list[CalibrationPicture] = []
+    for path in paths:
+        pair = _pair(path, scale)
+        if pair is None:
+            logger.warning("calibration leaves out %s: not a readable picture", path)
+            continue
+        lr, hr = (_middle(picture, unit) for picture, unit in zip(pair, (1, scale), strict=True))
+        inside = hr[scale:-scale, scale:-scale]  # what PSNR looks at
+        judges = min(hr.shape[:2]) > 4 * scale and int(inside.max()) - int(inside.min()) > 8
+        pictures.append(CalibrationPicture(path.stem, dataset, lr, hr, len(pictures) % 3 == 2 and judges))
+    if not pictures:
+        raise ExportError(f"nothing to calibrate with: none of the files in {folder} is a readable picture")
+    return pictures
+
+
+def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """(LR, HR) of one original; LR is the data set's own where it has one of the right size."""
+    picture = read_rgb(path)
+    if picture is None:
+        return None
+    short = [(0, max(0, scale - side)) for side in picture.shape[:2]]  # one LR pixel needs `scale` of them
+    hr = crop_to_multiple(np.pad(picture, [*short, (0, 0)], mode="edge"), scale)
+    if path.parent.name == "HR":
+        lr = read_rgb(path.parent.parent / f"LRx{scale}" / path.name)
+        if lr is not None and (lr.shape[0] * scale, lr.shape[1] * scale) == hr.shape[:2]:
+            return lr, hr
+    return bicubic_downscale(hr, scale), hr
+
+
+def _middle(picture: NDArray[np.uint8], unit: int) -> NDArray[np.uint8]:
+    """The middle of a picture in which an LR pixel is `unit` pixels wide, at most `MAX_SIDE` LR pixels high and wide."""
+    top, left = (max(0, length // unit - MAX_SIDE) // 2 * unit for length in picture.shape[:2])
+    side = MAX_SIDE * unit
+    return np.ascontiguousarray(picture[top : top + side, left : left + side])

@@ -1,0 +1,302 @@
+"""Post-training quantization: find what costs PSNR, and apply remedies in order of their price until the rest is small."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.int8.chain import TENSORS, ChainQuantizer, QuantizedChain, Ranges
+from ...models.int8.convolutions import QuantizedConv2d, observe, quantize_convolutions
+from ...models.int8.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
+from ...models.int8.samples import Sample
+from ...models.interface import Network
+from ..graphs.graph_set import Int8Form
+from .forms import ChainForm, ConvolutionsForm
+
+__all__ = ["Layer", "Original", "Quantized", "Remedy", "quantize", "quantize_any", "trained"]
+
+Judge = Callable[[Int8Form], float]
+"""PSNR-Y drop in dB, against the float network, on the judging pictures."""
+Progress = Callable[[str], None]
+PERCENTILES = (0.99999, 0.9999, 0.9995)
+EQUALIZATIONS = (0.5, 0.7, 0.85, 1.0)
+MAX_IDENTITIES = 3
+MAX_FLOATS = 0.25
+"""Of the convolutions: with more of them in float, int8 would be one by name only."""
+_SENSITIVITY_PIXELS = 30_000
+"""LR pixels that the sensitivity pass looks at, two to three runs of half a decoder a convolution."""
+_COMPARED_SIDE = 48
+"""LR pixels of the corner of each picture on which ranges are compared for networks that may take seconds a picture."""
+_TWIN_WEIGHT = 0.05
+"""Of a picture's black-and-white twin beside the picture itself, where remedies are compared: text is rare, but ranges make
+a large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
+_LEAST_ERROR = 1e-6
+"""Mean squared error of full range 1 below which a picture counts as this good (60 dB): blank pictures outweigh no other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What calibration knows of one picture."""
+
+    sample: Sample
+    twin: Sample
+    """The same picture in black and white (`hard_edges`)."""
+    hr: Tensor
+    """1×3×sH×sW in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """One step of the search and what was left after it."""
+
+    remedy: str
+    chosen: str
+    psnr_drop_db: float
+    """On the judging pictures, with this and all remedies before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution of body or tail."""
+
+    layer: str
+    """"body.3" or "tail"."""
+    precision: str
+    """"int8" or "fp32"; before one in fp32, ONNX Runtime runs an unmodulated int8 convolution in float as well."""
+    weight_range: float
+    """Largest absolute weight that its levels reach."""
+    input_range: float | None
+    """Largest input that the levels reach; None in float."""
+    output_range: tuple[float, float] | None
+    """Lowest and highest output over all channels; None where the output itself is not quantized."""
+    identity: bool
+    """Whether its identity part stands outside the convolution."""
+    cost_db: dict[str, float]
+    """PSNR that quantizing one tensor alone ("weight", "input", "output") costs on calibration pictures, taking its error as
+    independent of the network's own: 10·log₁₀(1 + error/error of the network), so never negative."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A quantized decoder and how it came about."""
+
+    form: Int8Form
+    source: str
+    """"training" (quantization-aware) or "post-training"."""
+    remedies: tuple[Remedy, ...]
+    layers: tuple[Layer, ...]
+    psnr_drop_db: float
+    """On the judging pictures, of the fake-quantized torch model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for manifest and report."""
+        return {
+            "source": self.source,
+            "psnr_drop_db": self.psnr_drop_db,
+            "weight_levels": WEIGHT_LEVELS,
+            "activation_levels": ACTIVATION_LEVELS,
+            "remedies": [dataclasses.asdict(remedy) for remedy in self.remedies],
+            "layers": [
+                {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(layer).items()}
+                for layer in self.layers
+            ],
+        }
+
+
+def _own_error(reference: Tensor, hr: Tensor) -> float:
+    """Mean squared error of the network's own output."""
+    return max(float(F.mse_loss(reference.clamp(0, 1), hr)), _LEAST_ERROR)
+
+
+def _decibels(output: Tensor, reference: Tensor, own: float) -> float:
+    """What the difference between two outputs costs in PSNR, taken as independent of the reference's `own` error."""
+    return 10 * math.log10(1 + float(F.mse_loss(output.clamp(0, 1), reference.clamp(0, 1))) / own)
+
+
+@torch.no_grad()
+def _sensitivities(decoder: QuantizedChain, originals: Sequence[Original]) -> list[dict[str, float]]:
+    """For every convolution, what each of its tensors costs if it alone is quantized; mean over some of the pictures."""
+    costs: list[dict[str, list[float]]] = [{} for _ in decoder.convs]
+    pixels = 0
+    for original in originals:
+        size = original.sample[0].shape[2] * original.sample[0].shape[3]
+        if pixels and pixels + size > _SENSITIVITY_PIXELS:
+            continue  # a smaller one may still fit
+        pixels += size
+        inputs: dict[int, Tensor] = {}
+        exact = decoder(*original.sample, only=(), watch=partial(_keep_input, inputs))
+        own = _own_error(exact, original.hr)
+        for index, conv in enumerate(decoder.layers()):
+            tensors = () if not conv.quantized else TENSORS if conv.output_low is not None else TENSORS[:2]
+            for tensor in tensors:
+                output = decoder.from_layer(index, inputs[index], *original.sample, only=((index, tensor),))
+                costs[index].setdefault(tensor, []).append(_decibels(output, exact, own))
+    return [{tensor: round(float(np.mean(values)), 4) for tensor, values in layer.items()} for layer in costs]
+
+
+def _keep_input(inputs: dict[int, Tensor], index: int, where: str, x: Tensor) -> None:
+    if where == "input":
+        inputs[index] = x
+
+
+class _Search:
+    def __init__(self, quantizer: ChainQuantizer, originals: Sequence[Original], judge: Judge, progress: Progress) -> None:
+        self.quantizer, self.originals, self.judge, self.progress = quantizer, originals, judge, progress
+        self.samples = [original.sample for original in originals] + [original.twin for original in originals]
+        self.ranges = Ranges()
+        self.decoder = quantizer.calibrate(self.samples, self.ranges)
+        with torch.no_grad():
+            self.exact = [self.decoder(*sample, only=()) for sample in self.samples]
+        own = [_own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
+        self.own = own * 2
+        """Of every sample; a twin has no original, its error counts as if the network's own were the picture's."""
+        self.cost = self.cost_of(self.decoder)
+        self.drop = math.inf
+        self.remedies: list[Remedy] = []
+
+    @torch.no_grad()
+    def cost_of(self, decoder: QuantizedChain) -> float:
+        """Mean over the pictures of the dB that all of quantization costs, with a share of what it costs on their twins."""
+        seen = zip(self.samples, self.exact, self.own, strict=True)
+        costs = [_decibels(decoder(*sample), exact, own) for sample, exact, own in seen]
+        count = len(self.originals)
+        return float(np.mean(costs[:count]) + _TWIN_WEIGHT * np.mean(costs[count:]))
+
+    def best_of(self, candidates: Sequence[Ranges]) -> None:
+        """Go on from the cheapest of the candidates, if it costs less than what there is."""
+        for ranges in candidates:
+            decoder = self.quantizer.calibrate(self.samples, ranges)
+            cost = self.cost_of(decoder)
+            if cost < self.cost:
+                self.ranges, self.decoder, self.cost = ranges, decoder, cost
+
+    def record(self, remedy: str, chosen: str) -> None:
+        self.drop = round(self.judge(ChainForm(self.quantizer, self.decoder)), 4)
+        self.remedies.append(Remedy(remedy, chosen, self.drop))
+
+    def by_cost(self) -> list[int]:
+        """Indices of the convolutions, the most costly first."""
+        self.progress("quantize: which layers cost PSNR")
+        costs = [sum(layer.values()) for layer in _sensitivities(self.decoder, self.originals)]
+        return sorted(range(len(costs)), key=lambda index: -costs[index])
+
+    def run(self, max_drop: float) -> None:
+        self.progress("quantize: ranges")
+        self.record("whole ranges", "every value seen")
+        change = dataclasses.replace
+        self.best_of([change(self.ranges, percentile=p) for p in PERCENTILES])
+        self.record("clipped ranges", f"{self.ranges.percentile:.5%} of the values")
+        self.progress("quantize: equalization")
+        percentiles = sorted({self.ranges.percentile, *PERCENTILES[:2]})
+        self.best_of([change(self.ranges, equalization=e, percentile=p) for e in EQUALIZATIONS for p in percentiles])
+        self.record("equalized channels", f"strength {self.ranges.equalization}, {self.ranges.percentile:.5%} of the values")
+        last = len(self.decoder.convs) - 1
+        if self.drop > max_drop:
+            for index in [i for i in self.by_cost() if i != last][:MAX_IDENTITIES]:
+                self.best_of([change(self.ranges, identities=(*self.ranges.identities, index))])
+            self.record("identity outside", ", ".join(map(str, self.ranges.identities)) or "no gain")
+        if self.drop > max_drop:
+            for index in self.by_cost()[: int(MAX_FLOATS * (last + 1))]:
+                self.best_of([change(self.ranges, floats=(*self.ranges.floats, index))])
+                self.record("layers in float", ", ".join(map(str, self.ranges.floats)) or "no gain")
+                if self.drop <= max_drop:
+                    break
+
+
+def _layers(decoder: QuantizedChain, costs: Sequence[dict[str, float]]) -> tuple[Layer, ...]:
+    def rounded(value: Tensor) -> float:
+        return float(f"{float(value.detach()):.5g}")
+
+    layers = []
+    for index, conv in enumerate(decoder.layers()):
+        low, scale = conv.output_low, conv.log_output_scale
+        layers.append(
+            Layer(
+                layer="tail" if index + 1 == len(decoder.convs) else f"body.{index}",
+                precision="int8" if conv.quantized else "fp32",
+                weight_range=rounded(conv.quantized_weight().abs().max()),
+                input_range=None
+                if conv.log_input_scale is None
+                else rounded(ACTIVATION_LEVELS * conv.log_input_scale.exp()),
+                output_range=None
+                if low is None or scale is None
+                else (rounded(low.min()), rounded((low + ACTIVATION_LEVELS * scale.exp()).max())),
+                identity=conv.identity is not None,
+                cost_db=costs[index],
+            )
+        )
+    return tuple(layers)
+
+
+def quantize(
+    quantizer: ChainQuantizer,
+    originals: Sequence[Original],
+    judge: Judge,
+    *,
+    max_drop: float,
+    progress: Progress = lambda step: None,
+) -> Quantized:
+    """Quantize the float network's decoder: free remedies always, dearer ones while the drop exceeds `max_drop` dB.
+
+    `originals`: what ranges cover and remedies are compared on. The result may still exceed `max_drop`: the caller decides
+    what that means.
+    """
+    search = _Search(quantizer, originals, judge, progress)
+    search.run(max_drop)
+    progress("quantize: which layers cost PSNR")
+    layers = _layers(search.decoder, _sensitivities(search.decoder, originals))
+    return Quantized(ChainForm(quantizer, search.decoder), "post-training", tuple(search.remedies), layers, search.drop)
+
+
+def trained(quantizer: ChainQuantizer, decoder: QuantizedChain, originals: Sequence[Original], judge: Judge) -> Quantized:
+    """Report on a decoder that quantization-aware training made."""
+    costs = _sensitivities(decoder, originals)
+    form = ChainForm(quantizer, decoder)
+    drop = round(judge(form), 4)
+    return Quantized(form, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, costs), drop)
+
+
+@torch.no_grad()
+def quantize_any(network: Network, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
+    """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least.
+
+    `samples`: pictures, then as many black-and-white twins of theirs.
+    """
+    progress("quantize: ranges")
+    percentiles = (1.0, *PERCENTILES[1:])
+    spans = observe(network, samples, percentiles)
+    pictures = samples[: len(samples) // 2]  # their twins have a say in the ranges alone
+    compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], *condition) for lr, *condition in pictures]
+    exact = [network.decode(*sample) for sample in compared]
+    best: tuple[float, float, ConvolutionsForm] | None = None
+    for percentile in percentiles:
+        form = ConvolutionsForm(quantize_convolutions(network, spans, percentile))
+        error = sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(compared, exact, strict=True))
+        if best is None or error < best[0]:
+            best = error, percentile, form
+    assert best is not None
+    _, percentile, form = best
+    drop = round(judge(form), 4)
+    remedy = Remedy("ranges", f"{percentile:.5%} of the values", drop)
+    layers = tuple(
+        Layer(
+            layer=name,
+            precision="int8",
+            weight_range=float(f"{float(conv.weight.abs().max()):.5g}"),
+            input_range=float(f"{conv.input.reach[1]:.5g}"),
+            output_range=(float(f"{conv.output.reach[0]:.5g}"), float(f"{conv.output.reach[1]:.5g}")),
+            identity=False,
+            cost_db={},
+        )
+        for name, conv in form.network.named_modules()
+        if isinstance(conv, QuantizedConv2d)
+    )
+    return Quantized(form, "post-training", (remedy,), layers, drop)

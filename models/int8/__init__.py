@@ -1,0 +1,1 @@
+"""Quantization in torch: levels, fake-quantized convolutions, calibration samples."""

@@ -1,0 +1,167 @@
+"""Post-training int8 of any network whose decoder is built of `nn.Conv2d`.
+
+The weights, the input and the output of each convolution are quantized on their own. A decoder that is a chain of
+convolutions needs fewer quantizations, and can be trained with them: see `chain.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .levels import ACTIVATION_LEVELS, weight_limit, weight_scales, without_overflow
+from .samples import Sample
+
+__all__ = ["Levels", "QuantizedConv2d", "Span", "observe", "quantize_convolutions", "with_plain_convolutions"]
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+"""A network with a `decode` built of `nn.Conv2d`, see `models/interface.py`."""
+_SEEN = 40_000
+"""Values of one tensor that percentiles are taken from, evenly spread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """How a tensor is quantized: value = (level − zero)·scale, levels 0 … 255."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Levels:
+        """Levels that reach from `low` (or 0) to `high` (or 0), with 0 exactly on one of them."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max(high - low, 1e-6) / ACTIVATION_LEVELS
+        scale = float(torch.tensor(scale, dtype=torch.float32))
+        return cls(scale, min(ACTIVATION_LEVELS, max(0, round(-low / scale))))
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Values of level 0 and level 255."""
+        return -self.zero * self.scale, (ACTIVATION_LEVELS - self.zero) * self.scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The nearest level's value."""
+        # Four passes in place: torch's own fake quantization takes three times as long.
+        return (x / self.scale).round_().clamp_(-self.zero, ACTIVATION_LEVELS - self.zero).mul_(self.scale)
+
+
+class QuantizedConv2d(nn.Module):
+    """A convolution of 8-bit weights, one scale a channel, with 8-bit input and output; fake-quantized."""
+
+    weight: Tensor
+    """O×I×k×k, whole multiples of `weight_scale`."""
+    weight_scale: Tensor
+    """O."""
+    bias: Tensor | None
+    """O, whole multiples of the products' unit."""
+
+    def __init__(self, conv: nn.Conv2d, input: Levels, output: Levels) -> None:
+        super().__init__()
+        self.conv = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+        self.input, self.output = input, output
+        weight = conv.weight.detach()
+        scale = weight_scales(weight).clamp(min=1e-12)
+        limit = weight_limit(weight.shape[1])
+        levels = (weight / scale).round().clamp(-limit, limit)
+        if weight.shape[1] % 2 == 0:
+            levels = without_overflow(levels)
+        self.register_buffer("weight", levels * scale)
+        self.register_buffer("weight_scale", scale.flatten())
+        unit = scale.flatten() * input.scale
+        self.register_buffer("bias", None if conv.bias is None else (conv.bias.detach() / unit).round() * unit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×I×H×W → N×O×H×W."""
+        return self.output(F.conv2d(self.input(x), self.weight, self.bias, **cast(Any, self.conv)))
+
+    def plain(self) -> nn.Conv2d:
+        """The same convolution with nothing but its weights quantized."""
+        outputs, inputs, *kernel = self.weight.shape
+        groups = cast(int, self.conv["groups"])
+        conv = nn.Conv2d(
+            inputs * groups, outputs, cast(Any, tuple(kernel)), bias=self.bias is not None, **cast(Any, self.conv)
+        )
+        conv.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias)
+        return conv
+
+
+@dataclasses.dataclass
+class Span:
+    """What one tensor ranged over, on all samples: percentile → (lowest, highest)."""
+
+    ranges: dict[float, tuple[float, float]]
+
+    def take(self, x: Tensor, percentiles: Sequence[float]) -> None:
+        """Widen by what `x` holds."""
+        flat = x.detach().flatten()
+        seen = flat[:: max(1, flat.numel() // _SEEN)]
+        skipped = [int((1 - percentile) * seen.numel()) for percentile in percentiles]
+        lows = seen.topk(max(skipped) + 1, largest=False).values
+        highs = seen.topk(max(skipped) + 1).values
+        for percentile, skip in zip(percentiles, skipped, strict=True):
+            ends = (flat.min(), flat.max()) if percentile == 1.0 else (lows[skip], highs[skip])
+            low, high = float(ends[0]), float(ends[1])
+            before = self.ranges.get(percentile, (low, high))
+            self.ranges[percentile] = min(low, before[0]), max(high, before[1])
+
+
+@torch.no_grad()
+def observe(network: AnyModule, samples: Sequence[Sample], percentiles: Sequence[float]) -> dict[str, tuple[Span, Span]]:
+    """Name of every convolution that `decode` runs, in that order → what its input and output ranged over."""
+    spans: dict[str, tuple[Span, Span]] = {}
+
+    def watch(name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        before, after = spans.setdefault(name, (Span({}), Span({})))
+        before.take(inputs[0], percentiles)
+        after.take(output, percentiles)
+
+    handles = [
+        module.register_forward_hook(cast(Callable[..., None], partial(watch, name)))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        for sample in samples:
+            cast(Any, network).decode(*sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return spans
+
+
+def _replaced(network: AnyModule, replace: Callable[[str, nn.Module], nn.Module | None]) -> AnyModule:
+    """A copy in which every module that `replace` has another one for is that one."""
+    result = copy.deepcopy(network)
+    for name, module in list(result.named_modules()):
+        if (other := replace(name, module)) is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(result.get_submodule(parent), child, other)
+    return result
+
+
+def quantize_convolutions(network: AnyModule, spans: dict[str, tuple[Span, Span]], percentile: float) -> AnyModule:
+    """A copy in which all convolutions of the decoder are quantized, but the first (it reads the picture) and the last."""
+    chosen = list(spans)[1:-1]
+
+    def replace(name: str, module: nn.Module) -> nn.Module | None:
+        if name not in chosen or not isinstance(module, nn.Conv2d):
+            return None
+        before, after = spans[name]
+        return QuantizedConv2d(module, Levels.of(*before.ranges[percentile]), Levels.of(*after.ranges[percentile]))
+
+    return _replaced(network, replace)
+
+
+def with_plain_convolutions(network: AnyModule) -> AnyModule:
+    """A copy with plain convolutions of quantized weights: what is traced before Q and DQ nodes go in."""
+    return _replaced(network, lambda name, module: module.plain() if isinstance(module, QuantizedConv2d) else None)

@@ -1,0 +1,217 @@
+"""What `manifest.json` says, read and checked. Manifests are untrusted input."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import BundleError
+
+__all__ = ["SCHEMA", "Manifest", "canonical_json", "is_onnx", "manifest_digest", "parse_manifest", "whole_number"]
+
+SCHEMA = 3
+"""Version of the manifest's form; a bundle of another version is refused."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_MAX_BYTES = 4 * 2**30
+_WHOLE_NETWORK = "model"
+"""Roles that begin with it hold the network as one graph; all other roles are steps of the pipeline."""
+
+
+def canonical_json(content: Mapping[str, Any]) -> bytes:
+    """The one form in which manifests are written: sorted keys, one space of indent, a final newline."""
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """sha256 of the manifest without its own `digest` field."""
+    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "digest"})).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says, checked."""
+
+    arch: str
+    """Architecture, e.g. "rdsr"."""
+    kind: str
+    """Process kind: how a picture flows through the graphs, e.g. "latent-prior". `runtime.pipelines` knows the kinds."""
+    process: Mapping[str, Any]
+    """Section of the process kind, checked by its module in `runtime.pipelines`."""
+    scale: int
+    """Upscaling factor."""
+    params: int
+    """Number of weights of the deployed network."""
+    receptive_radius: int | None
+    """LR pixels on each side that an output pixel depends on; None if it depends on the whole picture."""
+    peak_channels: int
+    """Largest number of values per LR pixel that the decoder holds at once. Memory is planned with it."""
+    tile_rule: str
+    """"exact", "overlap" or "whole"."""
+    seed: int
+    """Seed of the noise that is baked into `model.onnx`."""
+    files: Mapping[str, tuple[str, int]]
+    """File name → (sha256, bytes)."""
+    graphs: Mapping[str, str]
+    """Role → file name."""
+    variants: tuple[Mapping[str, Any], ...]
+    """Rows of the proof: precision, engine, graph, max_abs_err, psnr_drop_db, sizes, passed."""
+    quantization: Mapping[str, Any]
+    """How the int8 graphs were quantized, layer by layer; empty if there are none."""
+    fusion: Mapping[str, Any]
+    """Number of fused blocks and the largest error of the fusion."""
+    checkpoint: Mapping[str, Any]
+    """sha256 and notes of the checkpoint that the bundle was made from."""
+    tools: Mapping[str, str]
+    """Versions of the tools that made the bundle."""
+    cpu: Mapping[str, str]
+    """CPU on which the proof was made."""
+
+    def graph(self, role: str, precision: str) -> str | None:
+        """File that holds a role ("decoder", "model", "model_ir", …) at a precision, or None.
+
+        The decoder and the single graph have int8 forms, which take and give 8-bit pictures. bf16 runs the float32 graphs.
+        """
+        return self.graphs.get(self.role(role, precision))
+
+    @staticmethod
+    def role(role: str, precision: str) -> str:
+        """The key of `graphs` for a role at a precision."""
+        first, *rest = role.split("_", 1)
+        return "_".join([first, "int8", *rest]) if precision == "int8" and first in ("decoder", _WHOLE_NETWORK) else role
+
+    @property
+    def pipeline_roles(self) -> tuple[str, ...]:
+        """Roles of the graphs that the runtime runs one after another, the decoder among them, at any precision."""
+        return tuple(role for role in self.graphs if role.split("_")[0] != _WHOLE_NETWORK and "_int8" not in role)
+
+    @property
+    def weights(self) -> str:
+        """ "random" if the checkpoint said so (right for time, meaningless for quality), else "trained"."""
+        notes = self.checkpoint.get("notes")
+        return "random" if isinstance(notes, dict) and notes.get("weights") == "random" else "trained"
+
+    def _chain(self, precision: str, engine: str | None) -> list[Mapping[str, Any]]:
+        """Rows of the graphs that the pipeline runs, at this precision, on this engine or any."""
+        return [
+            v
+            for v in self.variants
+            if v["precision"] == precision
+            and v["graph"] == self.graph("decoder", precision)
+            and engine in (None, v["engine"])
+        ]
+
+    def proven(self, precision: str, engine: str | None = None) -> bool:
+        """Whether the pipeline's graphs passed their proof at this precision, on this engine or any."""
+        return any(v["passed"] is True for v in self._chain(precision, engine))
+
+    def psnr_drop(self, precision: str, engine: str | None = None) -> float:
+        """Measured PSNR-Y drop of the pipeline in dB, on this engine or the worst of all; infinite if unknown."""
+        drops = [v["psnr_drop_db"] for v in self._chain(precision, engine)]
+        return max((math.inf if drop is None else float(drop) for drop in drops), default=math.inf)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that are proven on at least one engine."""
+        return tuple(p for p in ("fp32", "bf16", "int8") if self.proven(p))
+
+
+def whole_number(value: Any, name: str, low: int, high: int) -> int:
+    """`value`, if it is a whole number from `low` to `high`. Raises `BundleError`, which names the field."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BundleError(f"manifest.json: {name} must be a whole number from {low} to {high}, not {value!r}")
+    return value
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise BundleError(f"manifest.json: {name} must be an object, not {type(value).__name__}")
+    return value
+
+
+def _plain(name: Any) -> str:
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise BundleError(f"manifest.json names the file {name!r}, which is no plain file name inside the bundle")
+    return name
+
+
+def _check_variant(row: Mapping[str, Any]) -> None:
+    for name in ("precision", "engine", "graph"):
+        if not isinstance(row[name], str):
+            raise BundleError(f"manifest.json: a variant's {name} must be a string, not {row[name]!r}")
+    drop = row["psnr_drop_db"]
+    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not abs(drop) < 1e6):
+        raise BundleError("manifest.json: a variant's psnr_drop_db must be a number of dB")
+
+
+def _graphs(content: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, str]:
+    graphs = {role: _plain(name) for role, name in _mapping(content.get("graphs"), "graphs").items()}
+    for role, name in graphs.items():
+        if name not in files:
+            raise BundleError(f"manifest.json: the {role} graph {name} is not among its files")
+        if is_onnx(role) and not name.endswith(".onnx"):
+            raise BundleError(f"manifest.json: the {role} graph {name} is no .onnx file")
+    return graphs
+
+
+def is_onnx(role: str) -> bool:
+    """Whether a role is an ONNX graph; the others are OpenVINO IR and its weights."""
+    return not role.endswith(("_ir", "_ir_weights"))
+
+
+def parse_manifest(content: Any) -> Manifest:
+    """Check the content of a `manifest.json`. Raises `BundleError`, which names the field at fault."""
+    content = _mapping(content, "the whole")
+    if content.get("schema") != SCHEMA:
+        raise BundleError(
+            f"manifest.json has schema version {content.get('schema')!r}, and this release reads {SCHEMA}: "
+            "export the checkpoint again"
+        )
+    files = {
+        _plain(name): (str(_mapping(entry, name).get("sha256")), whole_number(entry.get("bytes"), name, 0, _MAX_BYTES))
+        for name, entry in _mapping(content.get("files"), "files").items()
+    }
+    graphs = _graphs(content, files)
+    if content.get("digest") != manifest_digest(content):
+        raise BundleError("manifest.json was changed after it was written (its digest does not match)")
+    if "decoder" not in graphs:
+        raise BundleError("manifest.json: the decoder graph is missing")
+    for ir in ("model_ir", "model_int8_ir"):
+        if (ir in graphs) != (f"{ir}_weights" in graphs):
+            raise BundleError(f"manifest.json: {ir} and {ir}_weights go together")
+    variants = content.get("variants")
+    fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
+    if not isinstance(variants, list) or not all(isinstance(v, dict) and fields <= set(v) for v in variants):
+        raise BundleError(f"manifest.json: variants must be a list of objects with {', '.join(sorted(fields))}")
+    for row in variants:
+        _check_variant(row)
+    radius = content.get("receptive_radius")
+    tile_rule = content.get("tile_rule")
+    if tile_rule not in ("exact", "overlap", "whole"):
+        raise BundleError(f"manifest.json: tile_rule must be exact, overlap or whole, not {tile_rule!r}")
+    if tile_rule == "exact" and radius is None:
+        raise BundleError("manifest.json: exact tiles need a receptive_radius")
+    process = _mapping(content.get("process"), "process")
+    return Manifest(
+        arch=str(content.get("arch")),
+        kind=str(process.get("kind")),
+        process=process,
+        scale=whole_number(content.get("scale"), "scale", 1, 16),
+        params=whole_number(content.get("params"), "params", 1, 10**12),
+        receptive_radius=None if radius is None else whole_number(radius, "receptive_radius", 0, 100_000),
+        peak_channels=whole_number(content.get("peak_channels"), "peak_channels", 1, 10**6),
+        tile_rule=tile_rule,
+        seed=whole_number(content.get("seed"), "seed", 0, 2**32 - 1),
+        files=files,
+        graphs=graphs,
+        variants=tuple(variants),
+        quantization=_mapping(content.get("quantization", {}), "quantization"),
+        fusion=_mapping(content.get("fusion"), "fusion"),
+        checkpoint=_mapping(content.get("checkpoint"), "checkpoint"),
+        tools=_mapping(content.get("tools"), "tools"),
+        cpu=_mapping(content.get("cpu"), "cpu"),
+    )

@@ -1,0 +1,1 @@
+"""Which engine and which precision a bundle runs in on this machine."""

@@ -1,0 +1,107 @@
+"""Pictures in memory: from the kinds that callers hold to what the graphs take, and back to the same kind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import PictureError
+from ..tiling.tiles import Tile, cells
+
+__all__ = ["OVERSHOOT", "check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
+
+Picture = NDArray[Any]
+_FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+_ALPHA_CELL = (64, 1024)
+_BICUBIC_REACH = 2
+_CHECKED_ROWS = 64
+OVERSHOOT = 0.5
+"""Beyond [0, 1], what resizing and filters leave; networks make sense of it. What lies further out is of another range."""
+
+
+def check_picture(picture: Any) -> Picture:
+    """The picture as an array, if it is one that can be upscaled; `PictureError` says what it should have been.
+
+    H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1], overshoots of
+    up to `OVERSHOOT` included.
+    """
+    if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
+        raise PictureError(f"a NumPy array of height × width × channels is needed, not {type(picture).__name__}")
+    picture = np.asarray(picture)  # subclasses index in ways of their own
+    if picture.dtype not in _FULL_SCALE:
+        raise PictureError(f"a picture of uint8, uint16 or float32 is needed, not {picture.dtype}")
+    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
+        raise PictureError(f"a picture of shape H×W, H×W×1, H×W×3 or H×W×4 is needed, not {picture.shape}")
+    if 0 in picture.shape:
+        raise PictureError(f"the picture is empty (shape {picture.shape})")
+    if picture.dtype == np.float32:
+        _check_values(picture)
+    return picture
+
+
+def _check_values(picture: Picture) -> None:
+    """In parts, so that no other picture of this size is needed."""
+    parts = [picture[row : row + _CHECKED_ROWS] for row in range(0, len(picture), _CHECKED_ROWS)]
+    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN is the least and the largest of whatever holds it
+        raise PictureError("the picture holds NaN or infinity")
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise PictureError(f"float32 pictures have values from 0 to 1, and this one has {low:g} to {high:g}")
+
+
+def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
+    """Colour (H×W×1 or H×W×3) and alpha (H×W or None) of a checked picture."""
+    if picture.ndim == 2:
+        return picture[:, :, None], None
+    if picture.shape[2] in (2, 4):
+        return picture[:, :, :-1], picture[:, :, -1]
+    return picture, None
+
+
+def to_graph(colour: Picture) -> NDArray[np.float32]:
+    """H×W×1 or H×W×3 of any supported dtype → 1×3×H×W float32 in [0, 1]; grey is repeated to three channels."""
+    values = colour.astype(np.float32) / np.float32(_FULL_SCALE[colour.dtype])
+    if values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+
+
+def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
+    """1×3×H×W float32 → H×W×C of `like`'s dtype and colour channels, clipped, rounded half to even."""
+    values = sr[0].transpose(1, 2, 0)
+    if like.shape[2] == 1:
+        values = values.mean(axis=2, keepdims=True)
+    values = np.clip(values, 0.0, 1.0)
+    if like.dtype != np.float32:
+        values = np.rint(values * np.float32(_FULL_SCALE[like.dtype]))
+    return np.ascontiguousarray(values.astype(like.dtype))
+
+
+def upscale_alpha(
+    alpha: Picture,
+    scale: int,
+    out: Picture,
+    in_turn: Callable[[Callable[[], None]], None] = lambda work: work(),
+) -> None:
+    """H×W into sH×sW of the same dtype, bicubic: the networks know nothing of alpha.
+
+    Cell by cell, each run by `in_turn` and read with the pixels that bicubic interpolation reaches, so that a large picture
+    needs no more memory than a small one.
+    """
+    down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
+    for tile in itertools.starmap(Tile, itertools.product(down, across)):
+        in_turn(partial(_alpha_cell, alpha, scale, out, tile))
+
+
+def _alpha_cell(alpha: Picture, scale: int, out: Picture, tile: Tile) -> None:
+    import cv2  # not with the module: it takes its time, and most pictures have no alpha
+
+    cell = alpha[tile.read].astype(np.float32)
+    values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
+    values = np.clip(values[tile.inner(scale)], 0.0, _FULL_SCALE[alpha.dtype])
+    out[tile.target(scale)] = values if alpha.dtype == np.float32 else np.rint(values)

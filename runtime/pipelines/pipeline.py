@@ -1,0 +1,192 @@
+"""What all process kinds share: graphs loaded into one engine, and a picture decoded tile by tile."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle, Manifest
+from ..engines import Backend, Precision, load_session
+from ..errors import BundleError, EngineError
+from ..host.background import EngineThread
+from ..host.cancel import Cancel
+from ..pictures.arrays import from_graph, to_graph
+from ..tiling.blend import blend
+from ..tiling.tiles import Plan, Tile, TileCost
+
+__all__ = ["Condition", "Float", "Pipeline", "Progress"]
+
+Float = NDArray[np.float32]
+Condition = Mapping[str, Float]
+"""Inputs of the decoder beside the picture, by name; computed once for the whole picture."""
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Called with (tiles done, number of tiles)."""
+
+
+class Pipeline(abc.ABC):
+    """A bundle loaded into one engine at one precision. Safe to call from many threads.
+
+    Calls take turns tile by tile, first come, first served: a small picture waits for one tile of a large picture, not for
+    all of it. Only one tile at a time is in the engine. A picture of one tile takes one turn.
+    """
+
+    kind: ClassVar[str]
+    """Name of the process kind in the manifest."""
+    roles: ClassVar[tuple[str, ...]]
+    """Graphs that the pipeline runs, the decoder last."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: Backend,
+        precision: Precision,
+        threads: int,
+        seed: int,
+        tile_cost: TileCost | None = None,
+        cached: bool = False,
+        thread: EngineThread | None = None,
+    ) -> None:
+        """Load the graphs.
+
+        `tile_cost` learns how long tiles take. `cached`: compiled forms may come from the user's cache folder. `thread`: an
+        engine thread that several pipelines share, so that one tile at a time is in memory; None for a thread of its own.
+
+        Raises `BundleError` for a damaged bundle, `EngineError` if the engine cannot run it.
+        """
+        self.backend: Backend = backend
+        self.precision: Precision = precision
+        self.seed = seed
+        self.manifest = bundle.manifest
+        self._thread = thread or EngineThread(threads)
+        self._scale = bundle.manifest.scale
+        self._tile_cost = tile_cost or TileCost()
+        # Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive.
+        precisions: dict[str, Precision] = {role: precision if role == "decoder" else "fp32" for role in self.roles}
+        self._sessions = {
+            role: load_session(
+                bundle.graph(bundle.manifest.role(role, each)),
+                backend=backend,
+                precision=each,
+                threads=threads,
+                cached=cached,
+            )
+            for role, each in precisions.items()
+        }
+
+    @classmethod
+    def check(cls, manifest: Manifest) -> None:
+        """Raise `BundleError` if the manifest's section does not fit this kind, or lacks one of its graphs."""
+        if missing := [role for role in cls.roles if role not in manifest.graphs]:
+            raise BundleError(f"manifest.json: the {missing[0]} graph is missing")
+
+    @staticmethod
+    def steps(manifest: Manifest) -> int:
+        """Steps of the diffusion process; 0 if there is none."""
+        del manifest
+        return 0
+
+    @abc.abstractmethod
+    def condition(
+        self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Condition], None] | None = None
+    ) -> Condition:
+        """Compute from H×W×1 or H×W×3 of a supported dtype what the decoder takes beside its tile.
+
+        `then` is called with the result within the turn of the last step.
+        """
+
+    def unload(self) -> None:
+        """Release the engine's memory now, even if somebody still holds the pipeline. It must not be called afterwards."""
+        for session in self._sessions.values():
+            session.close()
+
+    def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
+        """Do `work` alone with the engine, its memory and its threads, see `EngineThread.run`."""
+        return self._thread.run(work, cancel)
+
+    def picture(
+        self,
+        colour: NDArray[Any],
+        *,
+        plan: Plan | None = None,
+        out: NDArray[Any] | None = None,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[Any]:
+        """H×W×1 or H×W×3 of a supported dtype → the same kind, `scale` times larger; int8 takes uint8 only.
+
+        `plan`: the tiles (None: the whole picture is one tile). `out`: the array to write into, which is returned.
+        """
+        height, width = colour.shape[:2]
+        plan = plan or Plan((height, width), (1, 1), 0, 0)
+        if out is None:
+            out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
+        result = out
+
+        def decode(tile: Tile, condition: Condition) -> None:
+            if cancel is not None:
+                cancel.check()
+            self._tile(colour, tile, condition, plan, result)
+
+        if plan.tiles == 1:
+            (tile,) = plan.of(height, width)
+            self.condition(colour, cancel, then=lambda condition: decode(tile, condition))
+            if progress is not None:
+                progress(1, 1)
+            return out
+        condition = self.condition(colour, cancel)
+        for done, tile in enumerate(plan.of(height, width)):  # a list of all tiles would be memory that nobody planned
+            self.in_turn(cancel, partial(decode, tile, condition))
+            if progress is not None:
+                progress(done + 1, plan.tiles)
+        return out
+
+    def _tile(self, colour: NDArray[Any], tile: Tile, condition: Condition, plan: Plan, out: NDArray[Any]) -> None:
+        """Decode one tile into the result."""
+        started = time.perf_counter()
+        larger = self._decode(colour[tile.read], condition)
+        if plan.exact:
+            out[tile.target(self._scale)] = larger[tile.inner(self._scale)]
+        else:
+            blend(out, larger, tile, halo=plan.halo, scale=self._scale)
+        self._tile_cost.record(tile.rows.read * tile.columns.read, time.perf_counter() - started)
+
+    def _decode(self, colour: NDArray[Any], condition: Condition) -> NDArray[Any]:
+        """Upscale one tile."""
+        if self.precision != "int8":
+            return from_graph(self._run_float(to_graph(colour), condition), colour)
+        rgb = colour if colour.shape[2] == 3 else np.repeat(colour, 3, axis=2)
+        outputs = self._sessions["decoder"].run({"image": rgb[None], **condition})
+        wanted = (1, rgb.shape[0] * self._scale, rgb.shape[1] * self._scale, 3)
+        if len(outputs) != 1 or outputs[0].shape != wanted or outputs[0].dtype != np.uint8:
+            raise EngineError(f"the int8 decoder on {self.backend} does not give one uint8 output of shape {wanted}")
+        larger: NDArray[np.uint8] = outputs[0][0]
+        if colour.shape[2] == 3:
+            return larger
+        return np.rint(larger.mean(axis=2, keepdims=True)).astype(np.uint8)
+
+    def run(self, colour: NDArray[Any]) -> Float:
+        """H×W×1 or H×W×3 of a supported dtype, as one tile → 1×3×sH×sW SR, not clipped; not for int8."""
+        condition = self.condition(colour)
+        return self.in_turn(None, lambda: self._run_float(to_graph(colour), condition))
+
+    def _run_float(self, lr: Float, condition: Condition) -> Float:
+        sr = self.run_graph("decoder", {"lr": lr, **condition}, rank=4)
+        wanted = (1, 3, lr.shape[2] * self._scale, lr.shape[3] * self._scale)
+        if sr.shape != wanted:
+            raise EngineError(f"the decoder on {self.backend} gave an output of shape {sr.shape}, not {wanted}")
+        return sr
+
+    def run_graph(self, role: str, inputs: Mapping[str, NDArray[Any]], *, rank: int) -> Float:
+        """Run a graph. Bundles are untrusted, so number, type and rank of its outputs are checked (`BundleError`)."""
+        outputs = self._sessions[role].run(inputs)
+        if len(outputs) != 1 or outputs[0].ndim != rank or outputs[0].dtype != np.float32:
+            raise BundleError(f"the {role} graph of the bundle does not give one float32 output of {rank} dimensions")
+        return outputs[0]
