@@ -10,20 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import (
-    FAILED,
-    BackendOption,
-    JsonOption,
-    MemoryLimitOption,
-    PrecisionOption,
-    ThreadsOption,
-    command,
-    fail,
-    print_json,
-    stderr,
-    stdout,
-    steps_shown,
-)
+from .console import FAILED, command, fail, print_json, stderr, stdout, steps_shown
+from .options import BackendOption, DegradationOption, JsonOption, MemoryLimitOption, PrecisionOption, ThreadsOption
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and show them.")
 
@@ -44,10 +32,7 @@ def quality(
     drop: Annotated[
         bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
     ] = False,
-    degradation: Annotated[
-        list[str] | None,
-        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed, always the same; may be repeated."),
-    ] = None,
+    degradation: DegradationOption = None,
     with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
     backend: BackendOption = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8; or several, by commas.")] = "auto",
@@ -312,10 +297,7 @@ def prior(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
     windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of windows in LR pixels; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
-    degradation: Annotated[
-        list[str] | None,
-        typer.Option("--degradation", help="Make LR of HR by noise, blur, jpeg or mixed; may be repeated."),
-    ] = None,
+    degradation: DegradationOption = None,
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
     as_json: JsonOption = False,

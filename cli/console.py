@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,7 +20,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from ..runtime.files import dump_json
 
@@ -29,32 +28,15 @@ __all__ = [
     "FAILED",
     "GATE_NOT_MET",
     "INTERRUPTED",
-    "BackendOption",
-    "JsonOption",
-    "MemoryLimitOption",
-    "PrecisionOption",
-    "SeedOption",
-    "ThreadsOption",
     "command",
     "counted",
     "exit_code_of",
     "fail",
     "print_json",
-    "quantization_tables",
     "stderr",
     "stdout",
     "steps_shown",
-    "variant_table",
 ]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
-BackendOption = Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")]
-MemoryLimitOption = Annotated[
-    str | None, typer.Option(help="Of all but the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
-]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 
 _WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
 # No markup: file names and bundles may hold square brackets.
@@ -126,67 +108,6 @@ def steps_shown(title: str) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
         task = progress.add_task(title, total=None)
         yield lambda step: progress.update(task, description=f"{title}: {step}")
-
-
-def variant_table(report: dict[str, Any]) -> Table:
-    title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
-    if report["weights"] == "random":
-        title += "; random weights: drops are against the float output, and mean nothing for quality"
-    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
-    for row in report["variants"]:
-        verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
-        table.add_row(
-            row["precision"],
-            row["engine"],
-            row["graph"],
-            "" if row["max_abs_err"] is None else f"{row['max_abs_err']:.1e}",
-            "" if row["psnr_drop_db"] is None else f"{row['psnr_drop_db']:+.4f}",
-            str(len(row["sizes"])),
-            verdict,
-            style="red" if row["passed"] is False else None,
-        )
-    return table
-
-
-def quantization_tables(report: dict[str, Any]) -> list[Table]:
-    """What an export says of int8: layer by layer, remedy by remedy, set by set, and the time it saves."""
-
-    def span(values: list[float] | None) -> str:
-        return "" if values is None else f"{values[0]:.3g} … {values[1]:.3g}"
-
-    layers = Table(
-        "layer",
-        "precision",
-        "weights up to",
-        "input up to",
-        "output",
-        "cost of weights, input, output (dB)",
-        title="int8, layer by layer",
-    )
-    for row in report["layers"]:
-        layers.add_row(
-            row["layer"] + (", identity outside" if row["identity"] else ""),
-            row["precision"],
-            f"{row['weight_range']:.3g}",
-            "" if row["input_range"] is None else f"{row['input_range']:.3g}",
-            span(row["output_range"]),
-            ", ".join(f"{cost:.4f}" for cost in row["cost_db"].values()),
-        )
-    remedies = Table("remedy", "chosen", "PSNR drop with it (dB)", title=f"int8 by {report['source']}")
-    for row in report["remedies"]:
-        remedies.add_row(row["remedy"], row["chosen"], f"{row['psnr_drop_db']:+.4f}")
-    sets = Table("pictures", "number", "PSNR drop (dB)", "worst (dB)", title="int8, set by set")
-    for row in report["datasets"]:
-        drops = (f"{row[key]:+.4f}" for key in ("psnr_drop_db", "worst_psnr_drop_db"))
-        sets.add_row(row["dataset"], str(row["images"]), *drops)
-    times = Table("engine", "LR size", "threads", "fp32 (ms)", "int8 (ms)", "times faster", title="a whole call")
-    for row in report.get("times", []):
-        size = "×".join(map(str, row["size"]))
-        ratio = row["fp32_ms"] / row["int8_ms"]
-        times.add_row(
-            row["engine"], size, str(row["threads"]), f"{row['fp32_ms']:.1f}", f"{row['int8_ms']:.1f}", f"{ratio:.2f}"
-        )
-    return [layers, remedies, sets, *([times] if times.rows else [])]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import JsonOption, ThreadsOption, command, print_json, stderr, stdout
+from .console import command, print_json, stderr, stdout
+from .options import DeviceOption, JsonOption, ThreadsOption
 
 family_app = typer.Typer(no_args_is_help=True, help="Train the whole family by itself: resumable, at the lowest priority.")
 
@@ -30,7 +31,7 @@ def _plan(path: Path | None) -> Any:
 def run(
     runs: RunsOption,
     plan: PlanOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Stop after so many slices; default: never.")] = None,
 ) -> None:

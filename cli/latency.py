@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .bench import bench_app, parse_sizes, show_rows
-from .console import FAILED, JsonOption, command, print_json, stderr, stdout, steps_shown
+from .bench import parse_sizes, show_rows
+from .console import FAILED, command, print_json, stderr, stdout, steps_shown
+from .options import Engine, JsonOption
 
-__all__: list[str] = []
+__all__ = ["latency", "report"]
 
 _SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
 _SWEPT_BATCHES = (1, 2, 4, 8)
@@ -19,7 +20,6 @@ _NOT_SHOWN = ("p99_ms", "runs", "gflops", "error", "stable", "batch")
 """Columns of the files that a terminal has no room for."""
 
 
-@bench_app.command()
 @command
 def latency(
     model: Annotated[
@@ -27,8 +27,8 @@ def latency(
         typer.Option(help="rdsr-base|small|tiny, diffir, bicubic, a bundle, checkpoint, ONNX or IR file, a peer (span, …)."),
     ] = None,
     backend: Annotated[
-        list[str] | None,
-        typer.Option(help="torch-eager, torch-compile, onnxruntime, openvino, opencv; default: all but torch-compile."),
+        list[Engine] | None,
+        typer.Option(help="Engine; may be repeated; default: all but torch-compile."),
     ] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; several by commas; default: all.")] = None,
     size: Annotated[list[str] | None, typer.Option(help="HxW of the LR picture; default 128x128; may be repeated.")] = None,
@@ -36,7 +36,9 @@ def latency(
         list[int] | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures a call; may be repeated.")] = None,
-    sweep: Annotated[str | None, typer.Option(help="size, threads or batch: how time grows, with fitted exponents.")] = None,
+    sweep: Annotated[
+        Literal["size", "threads", "batch"] | None, typer.Option(help="Show how time grows, with fitted exponents.")
+    ] = None,
     budget: Annotated[
         float, typer.Option(min=1, help="Seconds for the rows, in all; peaks take some 10 s a way beside.")
     ] = 600.0,
@@ -63,8 +65,6 @@ def latency(
     from ..runtime.files import dump_json
     from ..runtime.host import cpu
 
-    if sweep is not None and sweep not in bench.SWEEPS:
-        raise BenchmarkError(f"a sweep is over {', '.join(bench.SWEEPS)}, not {sweep!r}")
     swept = _SWEPT_SIZES if sweep == "size" else ("128x128",)
     sizes = parse_sizes(size, swept)
     counts = threads or (_powers(cpu.process_threads()) if sweep == "threads" else [cpu.available_threads()])
@@ -141,7 +141,6 @@ def _powers(most: int) -> list[int]:
     return sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most})
 
 
-@bench_app.command()
 @command
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder with latency.json, and what else there is.")],

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import ThreadsOption, command, counted, stderr, stdout
+from .console import command, counted, stderr, stdout
 from .family import family_app
+from .options import DeviceOption, ThreadsOption
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a network of the family (needs the [export] extra).")
 train_app.add_typer(family_app, name="family")
@@ -79,7 +80,6 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, e.g. teacher_weight=0.5; may be repeated."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
 
 

@@ -8,9 +8,8 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .choice.choose import choose
 from .engines import Backend
-from .errors import BundleError, EngineError, OptionError, OutputError, PictureError
+from .errors import BundleError, OptionError, OutputError, PictureError
 from .host import cpu
-from .host.background import submit
+from .host.calls import BackgroundCalls, awaited, in_order
 from .host.cancel import Cancel
 from .host.processes import in_forked_children
 from .pictures.arrays import check_picture, split_alpha, upscale_alpha
@@ -39,37 +38,36 @@ logger = logging.getLogger(__name__)
 
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
 """Every instance of this process, to be made usable in its forked children."""
-_WORKERS = 2
-"""For each kind of background call: one prepares and stores while the other has its turn with the engine."""
 _LOOK_AHEAD = 4
 
 
 class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
-    Same seed, picture, bundle and machine → the same bytes, whatever the memory limit, the threads and the other callers.
-    Where `precision="auto"` has to time int8 against float32 first, processes share what was measured through the cache
-    folder; without one they may come to differ, so name the precision where that matters.
-    Networks that attend over the whole picture (tile rule "overlap" in the manifest; DiffIR is one) are an exception: tiles
-    of a picture that does not fit only approximate it, so the bytes depend on its `plan`, which follows from size, dtype and
-    memory limit alone. `Plan.exact` tells, and so does a warning with the first such picture.
-    The engine starts with the first call: an instance that is loaded before a fork (gunicorn's preloading, say) and first
-    called after it works in every child. Engines do not survive a fork: where any has been used in the process before, by
-    whatever instance, calls in the child refuse (`EngineError`), and the child has to end by `os._exit` (as those of
-    `multiprocessing` do) or by exec: its engines' destructors would wait for ever for threads that it does not have.
-    `close`, or the end of a `with` statement, stops what runs in the background. Without it a process that ends waits for
-    all that was submitted, as `concurrent.futures` does.
+    Determinism: the same seed, picture, bundle and machine give the same bytes, whatever the memory limit, the threads and
+    the other callers. There are two exceptions. `precision="auto"` may have to time int8 against float32; processes share
+    the result through the cache folder, and without one they may choose differently. Networks that attend over the whole
+    picture (tile rule "overlap") are only approximated by tiles, so the bytes depend on the `plan`, which follows from
+    size, dtype and memory limit. `Plan.exact` tells, and the first such picture logs a warning.
+
+    Fork: the engine starts with the first call. An instance that is loaded before a fork and first called after it works in
+    every child. Engines do not survive a fork: if any instance has used one before, calls in the child raise `EngineError`.
+    Such a child must end by `os._exit` (as those of `multiprocessing` do) or exec, because the destructors of the engines
+    would wait for threads that it does not have.
+
+    Closing: `close`, or the end of a `with` statement, stops all background calls. Without it, a process that ends waits for
+    everything that was submitted, as with `concurrent.futures`.
     """
 
     bundle: Bundle
-    """The bundle it runs."""
+    """The bundle that it runs."""
     effective: Effective
     """Engine, precision, threads and instruction set that 8-bit pictures really run with, and why."""
     memory_limit: int | None
-    """Bytes beyond input and output that it may need in all, file formats apart; None: tiles are as large as is fast.
+    """Limit in bytes of everything beside input and output, file formats excepted; None if tiles are as large as is fast.
 
-    Under a limit that does not hold both, one precision at a time is loaded: pictures of 8 bits and others, mixed, make it
-    load again and again, and wait for each other's whole pictures.
+    If the limit does not hold two precisions, one at a time is loaded. Mixed 8-bit and deeper pictures then load again and
+    again, and wait for each other's whole pictures.
     """
 
     def __init__(
@@ -94,11 +92,10 @@ class Upscaler:
         self._seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
-        self._first_cut = threading.Lock()  # never let go of: whoever gets it warns
-        self._closed = False
+        self._first_cut = threading.Lock()  # never released: whoever gets it warns
         self._others = self._kept_beside()
         self._least_fits()
-        self._reset()
+        self._reset(closed=False)
         _ALIVE.add(self)
         for role in pipeline_kind(bundle.manifest).roles:  # a damaged graph is found now, not at the first call
             bundle.graph(bundle.manifest.role(role, chosen))
@@ -121,26 +118,26 @@ class Upscaler:
             return None
         return {one: other, other: one}
 
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._closing = Cancel()
+    def _reset(self, *, closed: bool) -> None:
+        self._calls: BackgroundCalls[NDArray[Any]] = BackgroundCalls(closed=closed)
         self._pipelines = Pipelines(
             self.bundle, threads=self.effective.threads, seed=self._seed, together=self._others is not None
         )
-        self._executors: dict[bool, ThreadPoolExecutor] = {}
 
     def _after_fork(self) -> None:
-        """In a forked child: new locks, new workers. Engines that the parent has used stay, and refuse when they are called:
-        to let go of them would wait for threads that are not there.
+        """In a forked child: make new locks and workers.
+
+        Engines that the parent has used stay, and refuse to be called: to release them would wait for missing threads.
         """
         loaded = self._pipelines.loaded
-        self._reset()
+        self._reset(closed=self._calls.closed)
         self._pipelines.loaded = loaded
 
     @classmethod
     def load(
         cls,
         bundle: str | Path | None = None,
+        *,
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
@@ -149,10 +146,11 @@ class Upscaler:
     ) -> Upscaler:
         """Open a bundle folder (None: the one the package carries), check it, and choose engine and precision.
 
-        `backend`: auto, openvino, onnxruntime; `precision`: auto, fp32, bf16, int8 (of 8-bit pictures; others run in
-        fp32); `threads`: None for what affinity and cgroup quota allow; `memory_limit`: bytes or a text like "256MiB", of
-        everything beside input and output, engine included; `seed`: of the initial latent, 0 … 2³²−1.
-        Raises `OptionError` (`MemoryLimitError` for a limit that nothing fits in) and `BundleError`.
+        `backend`: auto, openvino or onnxruntime. `precision`: auto, fp32, bf16 or int8, for 8-bit pictures; deeper ones run
+        in fp32. `threads`: None for what affinity and cgroup quota allow. `memory_limit`: bytes, or a text like "256MiB";
+        it covers everything beside input and output, the engine included. `seed` of the noise: 0 … 2³²−1.
+
+        Raises `OptionError` (`MemoryLimitError` if not even the smallest picture fits) and `BundleError`.
         """
         return cls(
             Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
@@ -209,8 +207,7 @@ class Upscaler:
         upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         target, target_alpha = split_alpha(upscaled)
         backend, precision = self._choice(picture.dtype)
-        if self._closed:
-            raise EngineError("this Upscaler was closed")
+        self._calls.check_open()
         with self._pipelines.hold((backend, precision), cancel) as pipeline:
             if alpha is not None and target_alpha is not None:
                 upscale_alpha(alpha, scale, target_alpha, partial(pipeline.in_turn, cancel))
@@ -247,82 +244,55 @@ class Upscaler:
     def submit(
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
     ) -> Future[NDArray[Any]]:
-        """Upscale in the background; the future gives what `__call__` would have, or raises it.
+        """Upscale in the background. The future gives what `__call__` would return, or raises its error.
 
-        The array must stay as it is until then. Cancelling the future itself takes effect only before it starts; the token
-        works at any time. Pictures of one tile do not wait for larger ones that were submitted before. `progress` is told in
-        a worker's thread, of which there are two for either kind: it should not wait for another background call.
-        Raises `EngineError` where the instance was closed or the process ends.
+        The array must not change until then. Cancelling the future works only before the call starts; the token works at any
+        time. Pictures of one tile do not wait for larger pictures that were submitted before. `progress` is called in a
+        worker's thread, of which there are two for either kind: it should not wait for another background call.
+
+        Raises `EngineError` after `close`, and when the process ends.
         """
         try:
             height, width = picture.shape[:2]
             small = self.plan(height, width, picture.dtype, alpha=split_alpha(picture)[1] is not None).tiles == 1
-        except Exception:  # no picture, or one too large: that is for the call itself to say
+        except Exception:  # no picture, or one too large: the call itself raises that
             small = True
-        own = Cancel(self._closing, cancel)
-        call = partial(self.__call__, picture, cancel=own, progress=progress)
-        with self._lock:
-            if self._closed:
-                raise EngineError("this Upscaler was closed")
-            # Others than those of one tile have workers of their own: two at a time have results in memory.
-            if small not in self._executors:
-                self._executors[small] = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
-            return submit(self._executors[small], call, own)
+        return self._calls.submit(lambda own: self(picture, cancel=own, progress=progress), cancel, small=small)
 
     def map(
         self, pictures: Iterable[NDArray[Any]], *, look_ahead: int = _LOOK_AHEAD, cancel: Cancel | None = None
     ) -> Iterator[NDArray[Any]]:
-        """The results in the pictures' order; at most `look_ahead` pictures are taken before their results are asked for.
+        """The results in the order of the pictures; at most `look_ahead` pictures are taken in advance.
 
-        A picture that fails raises its error in its place, which ends the iteration. Whoever stops early, closes the
-        iterator or fails stops what is under way within one tile. Each array must stay as it is until its result is there.
+        A picture that fails raises its error in its place, which ends the iteration. If the caller stops early, closes the
+        iterator or fails, everything under way stops within one tile. Arrays must not change until their results are there.
         """
-        if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
-            raise OptionError(f"look_ahead must be a whole number from 1, not {look_ahead!r}")
-        return self._map(pictures, look_ahead, cancel)
-
-    def _map(self, pictures: Iterable[NDArray[Any]], look_ahead: int, cancel: Cancel | None) -> Iterator[NDArray[Any]]:
-        own = Cancel(cancel)
-        running: deque[Future[NDArray[Any]]] = deque()
-        try:
-            for picture in pictures:
-                running.append(self.submit(picture, cancel=own))
-                if len(running) >= look_ahead:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            own.set()
-            for future in running:
-                future.cancel()
+        return in_order(lambda picture, own: self.submit(picture, cancel=own), pictures, look_ahead, cancel)
 
     async def aio(
         self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
     ) -> NDArray[Any]:
-        """`__call__` for asyncio: the loop goes on meanwhile. Cancelling the task, or closing the loop, stops the call
-        within one tile. `progress` is told in a worker's thread, not the loop's."""
-        import asyncio
+        """`__call__` for asyncio; the loop goes on meanwhile.
 
-        own = Cancel(cancel)
-        try:
-            return await asyncio.wrap_future(self.submit(picture, cancel=own, progress=progress))
-        finally:  # cancelled, or closed with its loop; what is done cannot be stopped any more
-            own.set()
+        Cancelling the task, or closing the loop, stops the call within one tile. `progress` is called in a worker's thread.
+        """
+        return await awaited(lambda own: self.submit(picture, cancel=own, progress=progress), cancel)
 
     def close(self) -> None:
-        """Stop the calls in the background within one tile (their futures raise `CancelledError`), and let go of workers and
-        engines; what is called afterwards raises `EngineError`. Calls of other threads end as they would have.
+        """Stop all background calls within one tile (their futures raise `CancelledError`), and release workers and engines.
 
-        Callbacks may call it. Not from a signal handler: what it interrupted may have the locks that this needs.
+        Later calls raise `EngineError`; calls that other threads are making end normally. Callbacks may call `close`. Do not
+        call it from a signal handler: the interrupted code may hold the locks that it needs.
         """
-        with self._lock:
-            self._closed = True
-            executors, self._executors = self._executors, {}
-        self._closing.set()
-        for executor in executors.values():
-            with contextlib.suppress(RuntimeError):  # a callback in one of its workers, which cannot wait for itself
-                executor.shutdown()
+        self._calls.close()
         self._pipelines.close()
+
+    def __repr__(self) -> str:
+        effective = self.effective
+        return (
+            f"Upscaler({str(self.bundle.path)!r}, backend={effective.backend!r}, precision={effective.precision!r}, "
+            f"threads={effective.threads})"
+        )
 
     def __enter__(self) -> Upscaler:
         return self

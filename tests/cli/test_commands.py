@@ -214,7 +214,9 @@ def test_upscale_refusals_leave_nothing(exported: Path, tmp_path: Path) -> None:
     refused(run("upscale", good, tmp_path / "other" / "a.png", "-o", tmp_path / "x", *b), "would both become")
     refused(run("upscale", tmp_path / "in", "-o", out, *b), "folder as output")
     refused(run("upscale", good, "-o", good / "x", *b), "not a folder")
-    refused(run("upscale", good, "-o", out, *b, "--precision", "fp16"), "fp16")
+    unknown = run("upscale", good, "-o", out, *b, "--precision", "fp16")
+    assert unknown.exit_code == 2
+    assert "'fp16' is not one of 'auto', 'fp32', 'bf16', 'int8'" in " ".join(unknown.stderr.replace("│", " ").split())
     refused(
         run("upscale", good, "-o", out, *b, "--backend", "onnxruntime", "--precision", "bf16"), "onnxruntime has no bf16"
     )

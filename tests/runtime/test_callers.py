@@ -139,7 +139,7 @@ def test_closing_stops_what_runs_in_the_background(exported: Path) -> None:
     with Upscaler.load(exported, precision="fp32") as own:
         futures = [own.submit(picture(900, 900)) for _ in range(5)]
         assert own(picture(9, 9)).shape == (36, 36, 3)
-        workers = [worker for executor in own._executors.values() for worker in executor._threads]
+        workers = [worker for executor in own._calls._executors.values() for worker in executor._threads]
     assert all(future.done() for future in futures)
     for future in futures:
         with pytest.raises(CancelledError):
@@ -258,7 +258,7 @@ def test_a_caller_that_dies_in_map_leaves_no_worker_behind(exported: Path) -> No
     with pytest.raises(ZeroDivisionError):
         consume(own)
     gc.collect()
-    workers = [worker for executor in own._executors.values() for worker in executor._threads]
+    workers = [worker for executor in own._calls._executors.values() for worker in executor._threads]
     assert workers
     own = None  # type: ignore[assignment]
     gc.collect()
@@ -372,7 +372,7 @@ def test_a_process_that_ends_waits_for_the_tile_of_a_daemon(exported: Path) -> N
 def test_callbacks_may_close_it(exported: Path) -> None:
     own = Upscaler.load(exported, precision="fp32")
     own.submit(picture(9, 9)).add_done_callback(lambda future: own.close())
-    eventually(lambda: own._closed and not own._pipelines.loaded)
+    eventually(lambda: own._calls._closed and not own._pipelines.loaded)
     own = Upscaler.load(exported, precision="fp32")
     future = own.submit(picture(100, 100), progress=lambda done, tiles: own.close())
     with pytest.raises(CancelledError):

@@ -1,0 +1,57 @@
+"""Options that several commands share. An option with few values is a `Literal` or an enum, so that `--help` lists them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "BackendOption",
+    "DegradationOption",
+    "DeviceOption",
+    "Engine",
+    "JsonOption",
+    "MemoryLimitOption",
+    "PrecisionOption",
+    "SeedOption",
+    "ThreadsOption",
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
+Backend = Literal["auto", "openvino", "onnxruntime"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Degradation(StrEnum):
+    """`TEST_DEGRADATIONS` of the models, which are not imported for the sake of `--help`."""
+
+    NOISE = "noise"
+    BLUR = "blur"
+    JPEG = "jpeg"
+    MIXED = "mixed"
+
+
+class Engine(StrEnum):
+    """What a row of `rdsr bench latency` runs in."""
+
+    TORCH_EAGER = "torch-eager"
+    TORCH_COMPILE = "torch-compile"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    OPENCV = "opencv"
+
+
+BackendOption = Annotated[Backend, typer.Option(help="Inference engine.")]
+MemoryLimitOption = Annotated[
+    str | None, typer.Option(help="Limit of everything beside the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
+]
+PrecisionOption = Annotated[Precision, typer.Option(help="Precision of 8-bit pictures; others run in fp32.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
+DegradationOption = Annotated[
+    list[Degradation] | None, typer.Option(help="Make LR from HR by this fixed test degradation; may be repeated.")
+]

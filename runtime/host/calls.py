@@ -1,0 +1,106 @@
+"""Calls in the background: futures, results in order, asyncio, and closing them all."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Generic, TypeVar
+
+from ..errors import EngineError, OptionError
+from .background import submit
+from .cancel import Cancel
+
+__all__ = ["BackgroundCalls", "awaited", "in_order"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_WORKERS = 2
+"""Threads for either kind of call: one prepares and stores while the other has its turn with the engine."""
+
+
+class BackgroundCalls(Generic[Result]):
+    """Calls in worker threads, until they are closed. Safe to use from many threads."""
+
+    def __init__(self, *, closed: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._closing = Cancel()
+        self._closed = closed
+        self._executors: dict[bool, ThreadPoolExecutor] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raise `EngineError` after `close`."""
+        if self._closed:
+            raise EngineError("this Upscaler was closed")
+
+    def submit(self, call: Callable[[Cancel], Result], cancel: Cancel | None, *, small: bool) -> Future[Result]:
+        """Call in a worker, with a token that `cancel` and `close` set.
+
+        Small calls have workers of their own, so that they do not wait for large ones; of either kind two run at a time.
+        Raises `EngineError` after `close`, and if there can be no worker.
+        """
+        own = Cancel(self._closing, cancel)
+        with self._lock:
+            self.check_open()
+            if small not in self._executors:
+                self._executors[small] = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rdsr")
+            return submit(self._executors[small], partial(call, own), own)
+
+    def close(self) -> None:
+        """Stop all calls: those under way see their token, those that wait end at once with `CancelledError`."""
+        with self._lock:
+            self._closed = True
+            executors, self._executors = self._executors, {}
+        self._closing.set()
+        for executor in executors.values():
+            with contextlib.suppress(RuntimeError):  # a callback in one of its workers, which cannot wait for itself
+                executor.shutdown()
+
+
+def in_order(
+    submit_one: Callable[[Item, Cancel], Future[Result]], items: Iterable[Item], look_ahead: int, cancel: Cancel | None
+) -> Iterator[Result]:
+    """Results in the order of the items; at most `look_ahead` items are taken before their results are asked for.
+
+    An item that fails raises its error in its place, which ends the iteration. Whoever stops early stops what is under way.
+    Raises `OptionError` for a `look_ahead` below 1, at once.
+    """
+    if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
+        raise OptionError(f"look_ahead must be a whole number from 1, not {look_ahead!r}")
+    return _in_order(submit_one, items, look_ahead, Cancel(cancel))
+
+
+def _in_order(
+    submit_one: Callable[[Item, Cancel], Future[Result]], items: Iterable[Item], look_ahead: int, own: Cancel
+) -> Iterator[Result]:
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            running.append(submit_one(item, own))
+            if len(running) >= look_ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        own.set()
+        for future in running:
+            future.cancel()
+
+
+async def awaited(submit_one: Callable[[Cancel], Future[Result]], cancel: Cancel | None) -> Result:
+    """The result for asyncio. Cancelling the task, or closing the loop, stops the call."""
+    import asyncio
+
+    own = Cancel(cancel)
+    try:
+        return await asyncio.wrap_future(submit_one(own))
+    finally:  # cancelled, or closed with its loop; a call that is done cannot be stopped any more
+        own.set()
