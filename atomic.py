@@ -14,12 +14,12 @@ __all__ = ["atomic_write"]
 def atomic_write(path: Path, content: bytes) -> None:
     """Write to a temporary name in the same folder, flush it to the disk, and rename it to `path`.
 
-    The folder is made if it is missing. Raises `OutputError`; then nothing partial remains and `path` is as it was.
+    A missing folder is made. If it fails, it raises `OutputError`, leaves nothing partial, and `path` is as it was.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not named after the target, whose name may be as long as names can be.
+        # The temporary name does not contain the target's, which may already have the greatest possible length.
         candidate = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
         handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the kernel applies the umask
         temporary = candidate

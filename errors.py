@@ -10,7 +10,7 @@ class RdsrError(Exception):
 
     - `RdsrError`
         - `OutputError`: a file cannot be written
-        - `BundleError`: a bundle is missing, damaged or tampered with, or lacks what was asked of it
+        - `BundleError`: a bundle is missing, damaged or tampered with, or lacks a requested variant
         - `PictureError`: a picture cannot be read, or is of a kind that cannot be upscaled
         - `EngineError`: an inference engine is not installed, cannot load a graph, or failed
         - `CancelledError`: the caller stopped the call
@@ -20,7 +20,7 @@ class RdsrError(Exception):
             - `UnsupportedModelError`: no known architecture matches the checkpoint's keys
         - `TrainingError`: configuration, data or run folder do not allow training
         - `ExportError`: an export cannot be done
-            - `OutputExistsError`: there is something at the output already
+            - `OutputExistsError`: something exists at the output already
             - `ProofError`: the result does not equal the torch model
         - `BenchmarkError`: a data set or a model cannot be measured
             - `CandidateError`: one model among several cannot be measured

@@ -10,7 +10,10 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package. `homes`: public name → module that holds it, relative to the package (".upscaler")."""
+    """Make a package's `__getattr__`. `homes`: public name → its module, relative to the package (".upscaler").
+
+    The result raises `AttributeError` for any other name.
+    """
 
     def get(name: str) -> Any:
         if name not in homes:

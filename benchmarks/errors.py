@@ -12,4 +12,4 @@ class BenchmarkError(RdsrError):
 
 
 class CandidateError(BenchmarkError):
-    """A model, and not what it is measured on, cannot be measured; others may be."""
+    """One model cannot be measured. The data is not the reason, so other models may be measured."""

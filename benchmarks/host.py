@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, so that its numbers can be read elsewhere."""
+"""Describe the machine and the code of a measurement, so that its numbers can be read elsewhere."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..runtime.host import cpu
 
-__all__ = ["code_digest", "commit", "describe_host", "now", "stamp"]
+__all__ = ["code_digest", "stamp"]
 
 _PACKAGES = ("rdsr", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
 _ROOT = Path(__file__).parent.parent
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def describe_host() -> dict[str, Any]:
-    """CPU, its instruction sets and their limit, cores, clock governor where it can be read, memory, system, versions."""
-    versions = {}
+def stamp() -> dict[str, Any]:
+    """Return the head of every report: "date" (UTC, ISO 8601, to the second), "commit" and "host"."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"date": now, "commit": _commit(), "host": _host()}
+
+
+def _host() -> dict[str, Any]:
+    """Return CPU, instruction sets, memory (GiB), system and versions; None for what this machine does not reveal."""
+    versions, memory_gb, governor = {}, None, None
     for package in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    try:
+    with suppress(ModuleNotFoundError):  # quality can be measured without psutil
         import psutil
 
         memory_gb = round(psutil.virtual_memory().total / 2**30, 1)
-    except ModuleNotFoundError:  # quality is measured without it as well
-        memory_gb = None
-    try:
+    with suppress(OSError):
         governor = _GOVERNOR.read_text().strip()
-    except OSError:
-        governor = None
     return {
         "cpu": cpu.cpu_name(),
         "isa": cpu.instruction_set(),
@@ -51,26 +52,15 @@ def describe_host() -> dict[str, Any]:
     }
 
 
-def stamp() -> dict[str, Any]:
-    """What every report says of its measurement: "date", "commit", "host"."""
-    return {"date": now(), "commit": commit(), "host": describe_host()}
+def _commit() -> str | None:
+    """Return the short hash of the checkout that holds this package; None outside a checkout.
 
-
-def now() -> str:
-    """UTC date and time, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def commit() -> str | None:
-    """Short hash of the checkout that this package is; None outside a checkout.
-
-    With "+" where files differ from it: code, weights, settings; documents and results decide nothing.
+    A "+" follows if tracked files differ from the commit. Documents and results do not count: they change no number.
     """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT.resolve():
@@ -83,7 +73,7 @@ def commit() -> str | None:
 
 @functools.cache
 def code_digest(*folders: str) -> str:
-    """Of the Python files in these folders of the package: what other code measured or made is something else."""
+    """Return the sha256 of the Python files in these folders of the package. It changes when the code changes."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py")):
         digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes())

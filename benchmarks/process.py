@@ -10,11 +10,11 @@ __all__ = ["peak_mb", "resident_mb"]
 
 
 def resident_mb() -> float:
-    """Resident memory now, MiB."""
+    """Return the resident memory now, MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 
 def peak_mb() -> float:
-    """The most it has ever been, MiB; Linux alone (`getrusage` would count the process that started this one)."""
+    """Return the largest resident memory so far, MiB. Linux only. (`getrusage` would count the parent process too.)"""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 2**10

@@ -1,9 +1,10 @@
-"""`rdsr bench`: quality on data sets, load, crops, candidates, and what the latent prior does."""
+"""`rdsr bench`: measure quality, int8, load, the runtime, the latent prior and candidates, and write crops."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,19 @@ import typer
 from rich.table import Table
 
 from .console import FAILED, command, fail, print_json, stderr, stdout, steps_shown
-from .options import BackendOption, DegradationOption, JsonOption, MemoryLimitOption, PrecisionOption, ThreadsOption
+from .options import (
+    BackendOption,
+    BundleOption,
+    DegradationOption,
+    JsonOption,
+    MemoryLimitOption,
+    PrecisionOption,
+    SizeOption,
+    ThreadsOption,
+)
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and show them.")
+Columns = Mapping[str, Sequence[str]]
+bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and report the results.")
 
 
 @bench_app.command()
@@ -22,32 +33,32 @@ def quality(
     dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
     bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
-    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="Any ONNX upscaler; may be repeated.")] = None,
+    onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="ONNX file of any upscaler; may be repeated.")] = None,
     checkpoint: Annotated[
-        list[str] | None, typer.Option("--checkpoint", help="Checkpoint run by torch; may be repeated.")
+        list[str] | None, typer.Option("--checkpoint", help="Checkpoint to run in torch; may be repeated.")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="As in `bench latency`: rdsr-small, bicubic, …; may be repeated.")
     ] = None,
     drop: Annotated[
-        bool, typer.Option("--drop", help="Add what each bundle loses against its own fp32, on average and at worst.")
+        bool, typer.Option("--drop", help="Add the drop of each bundle against its own fp32, mean and worst.")
     ] = False,
     degradation: DegradationOption = None,
     with_bicubic: Annotated[bool, typer.Option("--bicubic", help="Add bicubic enlargement as a row.")] = False,
     backend: BackendOption = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or int8; or several, by commas.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8, separated by commas.")] = "auto",
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for quality.json and quality.md.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs); without a model, the default bundle.
+    """Measure PSNR and SSIM on data sets (Y of BT.601, border cropped, 8-bit outputs). Default: the package's bundle.
 
     Example: rdsr bench quality --dataset Set5 --bundle rdsr-small.bundle --precision fp32
     """
     from ..benchmarks.errors import BenchmarkError
     from ..benchmarks.host import stamp
     from ..benchmarks.quality import measure as bench
-    from ..benchmarks.report.tables import DROP_COLUMNS, QUALITY_COLUMNS, write_table
+    from ..benchmarks.report.tables import DROP_COLUMNS, QUALITY_COLUMNS
     from ..benchmarks.subjects.find import find_subject
 
     wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
@@ -68,7 +79,7 @@ def quality(
         fail("; ".join(failures), FAILED, as_json)
     against = {}
     if drop and not bundle and (onnx or checkpoint or model):
-        raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 of its own to compare with")
+        raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 to compare with")
     if drop:
         named: list[str | None] = [*bundle] if bundle else [None]
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
@@ -83,9 +94,7 @@ def quality(
     if failures:
         report |= {"failures": failures}
     columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
-    if output is not None:
-        write_table(output, "quality", report, columns, rows)
-    show_rows(report, columns, rows, as_json)
+    deliver("quality", report, columns, rows, output, as_json)
     for sentence in failures:
         stderr.print(f"rdsr: {sentence}", style="red")
     if failures:
@@ -109,52 +118,45 @@ def parse_sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "2
 @command
 def int8(
     model: Annotated[
-        str, typer.Option("--model", help="Checkpoint, shipped model's name, or a preset (base) for random weights.")
+        str, typer.Option("--model", help="Checkpoint, name of a shipped model, or preset (base) with random weights.")
     ] = "base",
-    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Timed rounds.")] = 10,
+    size: SizeOption = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Number of timed rounds.")] = 10,
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for int8.json and int8.md.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """int8 against fp32 on both engines, against a bare stack of int8 convolutions, and from array to array.
+    """Time int8 and fp32 on both engines, as graphs and from array to array, beside a bare stack of int8 convolutions.
 
     Example: rdsr bench int8 --model base --threads 2
     """
     from ..benchmarks.host import stamp
     from ..benchmarks.latency.int8 import measure_int8
-    from ..benchmarks.report.tables import INT8_COLUMNS, write_table
+    from ..benchmarks.report.tables import INT8_COLUMNS
     from ..runtime.host import cpu
 
     sizes = parse_sizes(size)
     with steps_shown("int8") as progress:
         measured = measure_int8(model, sizes=sizes, threads=threads, rounds=rounds, progress=progress)
     rows = [dataclasses.asdict(row) for row in measured]
-    report = {
-        **stamp(),
-        "cpu": cpu.cpu_name(),
-        "isa": cpu.instruction_set(),
-        "isa_cap": cpu.isa_cap(),
-        "rows": rows,
-    }
+    facts = {"cpu": cpu.cpu_name(), "isa": cpu.instruction_set(), "isa_cap": cpu.isa_cap()}
+    report = stamp() | facts | {"rows": rows}
     shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
-    if output is not None:
-        write_table(output, "int8", report, INT8_COLUMNS, shown)
-    show_rows(report, INT8_COLUMNS, shown, as_json)
+    deliver("int8", report, INT8_COLUMNS, shown, output, as_json)
 
 
 @bench_app.command()
 @command
 def load(
-    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
+    bundle: BundleOption = None,
     concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", min=1, max=1000, help="Callers; may be repeated.")
+        list[int] | None, typer.Option("--concurrency", min=1, max=1000, help="Number of callers; may be repeated.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Pictures arriving a second (Poisson); default: a closed loop.")
+        float | None, typer.Option(min=0.001, help="Pictures per second that arrive (Poisson); default: a closed loop.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Length of each load.")] = 20.0,
-    size: Annotated[list[str] | None, typer.Option("--size", help="HxW of LR pictures; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds of each load.")] = 20.0,
+    size: SizeOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -164,28 +166,21 @@ def load(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Many callers of one bundle: time of a call, throughput, fairness, and memory over time.
+    """Load one bundle with many callers: time of a call, throughput, fairness, and memory over time.
 
     Example: rdsr bench load --concurrency 1 --concurrency 4 --concurrency 16 --seconds 20
     """
     from ..benchmarks.host import stamp
-    from ..benchmarks.report.tables import LOAD_COLUMNS, write_table
+    from ..benchmarks.report.tables import LOAD_COLUMNS
     from ..benchmarks.service.load import measure_load, plot_load
     from ..runtime.upscaler import Upscaler
 
-    if output is not None:
-        import matplotlib.figure  # noqa: F401  # what is missing shows before the load, not after
+    need_matplotlib(output)
     sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
     upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
     with steps_shown("load") as progress:
-        measured = measure_load(
-            upscaler,
-            sizes=sizes,
-            concurrency=concurrency or (1, 2, 4, 16),
-            rate=rate,
-            seconds=seconds,
-            progress=progress,
-        )
+        callers = concurrency or (1, 2, 4, 16)
+        measured = measure_load(upscaler, sizes=sizes, concurrency=callers, rate=rate, seconds=seconds, progress=progress)
     rows = [dataclasses.asdict(row) for row in measured]
     report = {
         **stamp(),
@@ -195,25 +190,22 @@ def load(
         **dataclasses.asdict(upscaler.effective),
         "rows": rows,
     }
-    if output is not None:
-        write_table(output, "load", report, LOAD_COLUMNS, rows)
-        plot_load(measured, output / "load.png")
-    show_rows(report, LOAD_COLUMNS, rows, as_json)
+    deliver("load", report, LOAD_COLUMNS, rows, output, as_json, plot=partial(plot_load, measured))
 
 
 @bench_app.command()
 @command
 def runtime(
-    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
-    new_sizes: Annotated[int, typer.Option(min=10, max=10_000, help="Random sizes from 32² to 512².")] = 300,
+    bundle: BundleOption = None,
+    new_sizes: Annotated[int, typer.Option(min=10, max=10_000, help="Number of random sizes, 32² to 512².")] = 300,
     side: Annotated[
-        list[int] | None, typer.Option(min=1, max=8192, help="Side of pictures for the memory; may be repeated.")
+        list[int] | None, typer.Option(min=1, max=8192, help="Side of a picture to measure memory with; may be repeated.")
     ] = None,
     memory_limit: MemoryLimitOption = "256MiB",
     concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Callers; may be repeated.")
+        list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Number of callers; may be repeated.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of each load, twenty rounds.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of each load; twenty rounds.")] = 1.0,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -222,25 +214,24 @@ def runtime(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a service asks of the runtime: start, unseen sizes, memory under a limit, many callers.
+    """Measure what a service needs from the runtime: start, unseen sizes, memory under a limit, many callers.
 
     Example: rdsr bench runtime --side 64 --side 1024 -o runtime/
     """
     from ..benchmarks.host import stamp
-    from ..benchmarks.report.tables import FIGURE_COLUMNS, write_table
+    from ..benchmarks.report.tables import FIGURE_COLUMNS
     from ..benchmarks.service import runtime as bench
     from ..runtime.engines import BACKENDS
     from ..runtime.host import cpu
     from ..runtime.upscaler import Upscaler
 
-    if output is not None:
-        import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
+    need_matplotlib(output)
     sides = side or (64, 256, 1024, 4096)
     limited = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
     effective = limited.effective
     subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
     for length in sides:
-        limited.plan(length, length)  # what does not fit is refused now
+        limited.plan(length, length)  # refuse now if it does not fit
     with steps_shown("runtime") as progress:
         asked = bench.Subject(bundle, backend, precision, effective.threads)
         others = [engine for engine in BACKENDS if limited.bundle.manifest.proven(subject.precision, engine)]
@@ -260,10 +251,7 @@ def runtime(
         "rows": rows,
         "new_sizes": dataclasses.asdict(sizes),
     }
-    if output is not None:
-        write_table(output, "runtime", report, FIGURE_COLUMNS, rows)
-        bench.plot_new_sizes(sizes, output / "runtime.png")
-    show_rows(report, FIGURE_COLUMNS, rows, as_json)
+    deliver("runtime", report, FIGURE_COLUMNS, rows, output, as_json, plot=partial(bench.plot_new_sizes, sizes))
 
 
 @bench_app.command()
@@ -271,13 +259,13 @@ def runtime(
 def crops(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
-    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's.")] = None,
-    name: Annotated[list[str] | None, typer.Option("--name", help="Picture of the set; may be repeated.")] = None,
+    bundle: BundleOption = None,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Name of a picture of the set; may be repeated.")] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Side-by-side crops, bicubic, the bundle and the original, as one PNG.
+    """Write crops of bicubic, the bundle and the original side by side as one PNG.
 
     Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
     """
@@ -295,20 +283,20 @@ def crops(
 def prior(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="Checkpoint file, or a shipped model's name.")],
-    windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of windows in LR pixels; may be repeated.")] = None,
+    windows: Annotated[list[int] | None, typer.Option(min=1, help="Side of a window in LR pixels; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 … N−1 of the initial latent.")] = 10,
     degradation: DegradationOption = None,
     threads: ThreadsOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for prior.json and prior.md.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What the latent prior does: pooled over whole pictures or windows, of other pictures, of other seeds.
+    """Measure the effect of the latent prior: pooled over pictures or windows, from other pictures, from other seeds.
 
     Example: rdsr bench prior --checkpoint rdsr-small --dataset Kodak24
     """
     from ..benchmarks.host import stamp
     from ..benchmarks.quality.prior import measure_prior
-    from ..benchmarks.report.tables import PRIOR_COLUMNS, write_table
+    from ..benchmarks.report.tables import PRIOR_COLUMNS
     from ..runtime.host.cpu import available_threads
 
     used = threads or available_threads()
@@ -325,9 +313,7 @@ def prior(
     rows = [dataclasses.asdict(row) for row in measured]
     facts = {"dataset": dataset.resolve().name, "degradations": degradation or [], "checkpoint": checkpoint, "threads": used}
     report = stamp() | facts | {"rows": rows}
-    if output is not None:
-        write_table(output, "prior", report, PRIOR_COLUMNS, rows)
-    show_rows(report, PRIOR_COLUMNS, rows, as_json)
+    deliver("prior", report, PRIOR_COLUMNS, rows, output, as_json)
 
 
 @bench_app.command()
@@ -340,14 +326,12 @@ def candidates(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train network sizes briefly under one budget, and set their PSNR against their latency at 128×128 LR.
+    """Train network sizes briefly on one budget, and compare their PSNR and their latency at 128×128 LR.
 
     Example: rdsr bench candidates --config benchmarks/candidates.toml --data photos/ --validation Kodak24 -o runs/candidates
     """
-    import matplotlib.figure  # noqa: F401  # what is missing shows before the training, not after
-
+    need_matplotlib(output)
     from ..benchmarks.host import stamp
-    from ..benchmarks.report.tables import write_table
     from ..benchmarks.training import candidates as bench
     from ..runtime.host.cpu import available_threads
 
@@ -358,15 +342,36 @@ def candidates(
     columns, rows = bench.candidate_table(measured)
     report = stamp() | {"threads": used, "size": [bench.SIZE, bench.SIZE]}
     report |= {"rows": [dataclasses.asdict(row) for row in measured]}
-    write_table(output, "candidates", report, columns, rows)
-    bench.plot_candidates(measured, output / "candidates.png")
+    deliver("candidates", report, columns, rows, output, as_json, plot=partial(bench.plot_candidates, measured))
+
+
+def need_matplotlib(output: Path | None) -> None:
+    """Fail before the work, not after it, if `output` asks for a plot and matplotlib is missing."""
+    if output is not None:
+        import matplotlib.figure  # noqa: F401
+
+
+def deliver(
+    name: str,
+    report: dict[str, Any],
+    columns: Columns,
+    rows: list[dict[str, Any]],
+    output: Path | None,
+    as_json: bool,
+    plot: Callable[[Path], None] | None = None,
+) -> None:
+    """Write NAME.json, NAME.md and the plot NAME.png into the folder `output`, if there is one, and show the report."""
+    from ..benchmarks.report.tables import write_table
+
+    if output is not None:
+        write_table(output, name, report, columns, rows)
+        if plot is not None:
+            plot(output / f"{name}.png")
     show_rows(report, columns, rows, as_json)
 
 
-def show_rows(
-    report: dict[str, Any], columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]], as_json: bool
-) -> None:
-    """The report as one JSON object, or its rows as a table."""
+def show_rows(report: dict[str, Any], columns: Columns, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print the report as one JSON object, or its rows as a table."""
     from ..benchmarks.report.tables import cells
 
     if as_json:

@@ -1,4 +1,4 @@
-"""How the command line talks: exit codes, one sentence for an error, tables, progress on stderr, JSON on stdout."""
+"""Helpers that all commands share: exit codes, one sentence for an error, progress on stderr, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -24,45 +24,39 @@ from rich.progress import (
 from ..runtime.files import dump_json
 
 __all__ = [
-    "BAD_INPUT",
-    "FAILED",
-    "GATE_NOT_MET",
-    "INTERRUPTED",
-    "command",
-    "counted",
-    "exit_code_of",
-    "fail",
-    "print_json",
-    "stderr",
-    "stdout",
-    "steps_shown",
-]
+    "BAD_INPUT", "FAILED", "GATE_NOT_MET", "INTERRUPTED", "command", "counted", "exit_code_of", "fail", "print_json",
+    "stderr", "stdout", "steps_shown",
+]  # fmt: skip
 
-_WIDTH = None if sys.stdout.isatty() else 160  # tables that go to a file or a pipe are not squeezed into 80 columns
+_WIDTH = None if sys.stdout.isatty() else 160  # without a terminal, rich would squeeze tables into 80 columns
 # No markup: file names and bundles may hold square brackets.
 stdout = Console(soft_wrap=True, width=_WIDTH, markup=False, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 FAILED, BAD_INPUT, GATE_NOT_MET, INTERRUPTED = 1, 2, 3, 130
+_EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxsim"), "export"),
+    **dict.fromkeys(("matplotlib", "psutil", "jinja2", "pydantic", "textalloc"), "bench"),
+}
+"""Package that may be missing → the extra that installs it."""
 
 
 def exit_code_of(error: Exception) -> int | None:
-    """2 where the user's input is at fault, 1 where something failed while running, None for what is a bug."""
+    """2 if the user's input is at fault, 1 if something failed while running, None for a bug."""
     from ..export.errors import ProofError
     from ..runtime.errors import EngineError, RdsrError
 
     if isinstance(error, RdsrError):
         return FAILED if isinstance(error, (EngineError, ProofError)) else BAD_INPUT
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnx", "onnxsim", "matplotlib", "psutil"):
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return FAILED
     return None
 
 
 def sentence_of(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = "bench" if error.name in ("matplotlib", "psutil") else "export"
-        return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{extra}]'"
+        return f"this command needs {error.name}, which is not installed: pip install 'rdsr[{_EXTRAS[str(error.name)]}]'"
     return " ".join(str(error).split())
 
 
@@ -74,7 +68,7 @@ def fail(sentence: str, code: int, as_json: bool) -> NoReturn:
 
 
 def command(function: Command) -> Command:
-    """Turn the project's errors into one sentence and an exit code, Ctrl-C into 130, and keep `--json` output clean."""
+    """A command whose errors become one sentence and an exit code (Ctrl-C: 130), and whose `--json` output stays clean."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **options: Any) -> None:
@@ -103,7 +97,7 @@ def print_json(content: Any) -> None:
 
 @contextlib.contextmanager
 def steps_shown(title: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that shows the step a long job is in."""
+    """A spinner on stderr that shows the present step of a long job."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet) as progress:
         task = progress.add_task(title, total=None)
@@ -112,9 +106,9 @@ def steps_shown(title: str) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def counted(title: str, total: int) -> Iterator[tuple[Progress, Any]]:
-    """A progress bar on stderr over `total` things, with its task."""
+    """A progress bar on stderr for `total` things, and its task."""
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    # Speed over an hour: things that take long, or come a hundred at a time, have no second sample within half a minute.
+    # Speed over an hour: slow things, or things that come a hundred at a time, have no second sample within half a minute.
     with Progress(*columns, console=stderr, transient=True, disable=stderr.quiet, speed_estimate_period=3600) as progress:
         yield progress, progress.add_task(title, total=total)

@@ -19,28 +19,28 @@ __all__ = ["export", "info", "verify"]
 def export(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="File, or a name: rdsr-small and rdsr-tiny (shipped), rdsr-base and diffir (random weights)."),
+        typer.Argument(help="Checkpoint file, or rdsr-small, rdsr-tiny (shipped), rdsr-base, diffir (random weights)."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
     precision: Annotated[
-        str | None, typer.Option(help="Comma list of fp32,bf16,int8; default: all this CPU can prove.")
+        str | None, typer.Option(help="fp32, bf16, int8, separated by commas; default: all that this CPU can prove.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Folder of pictures for int8: two thirds choose ranges, a third judges.")
+        Path | None, typer.Option(help="Folder of pictures for int8: two thirds choose the ranges, one third judges.")
     ] = None,
-    max_psnr_drop: Annotated[float, typer.Option(min=0, help="What int8 may cost against fp32, in dB PSNR-Y.")] = 0.05,
+    max_psnr_drop: Annotated[float, typer.Option(min=0, help="Largest drop of int8 against fp32, in dB PSNR-Y.")] = 0.05,
     post_training: Annotated[
-        bool, typer.Option("--post-training", help="Quantize anew what went through `train qat`.")
+        bool, typer.Option("--post-training", help="Quantize anew, even if the checkpoint comes from `train qat`.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="T of the reverse process; default: the checkpoint's.")
+        int | None, typer.Option(min=1, max=1000, help="Steps T of the reverse process; default: the checkpoint's.")
     ] = None,
     seed: SeedOption = 0,
-    arch: Annotated[str | None, typer.Option(help="Architecture, where the keys shall not decide.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Name of the architecture; default: detected from the keys.")] = None,
     key_map: Annotated[Path | None, typer.Option(help="JSON file {pattern: replacement} that renames foreign keys.")] = None,
-    single_graph: Annotated[bool, typer.Option(help="Whether to write model.onnx and its OpenVINO IR.")] = True,
-    keep_failed: Annotated[bool, typer.Option(help="Write a result that failed its proof to OUTPUT.failed.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle, once the new one has passed.")] = False,
+    single_graph: Annotated[bool, typer.Option(help="Also write the whole network as model.onnx and its IR.")] = True,
+    keep_failed: Annotated[bool, typer.Option(help="Write a bundle that failed its proof to OUTPUT.failed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle once the new one has passed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a trained checkpoint into a verified bundle.
@@ -105,7 +105,7 @@ def verify(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Re-prove a bundle on this machine, without torch: checksums, then every engine and precision.
+    """Prove a bundle again on this machine, without torch: checksums, then every engine and precision.
 
     Example: rdsr verify rdsr-small.bundle
     """
@@ -129,7 +129,7 @@ def info(
     path: Annotated[str, typer.Argument(help="Bundle folder, checkpoint file, or a shipped model's name.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a bundle or a checkpoint is, and how it would run here.
+    """Describe a bundle or a checkpoint, and say how the bundle would run here.
 
     Example: rdsr info rdsr-small.bundle
     """
@@ -154,7 +154,7 @@ def info(
 def _variant_table(report: dict[str, Any]) -> Table:
     title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
     if report["weights"] == "random":
-        title += "; random weights: drops are against the float output, and mean nothing for quality"
+        title += "; random weights: drops are against the float output and say nothing about quality"
     table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
     for row in report["variants"]:
         verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
@@ -172,27 +172,16 @@ def _variant_table(report: dict[str, Any]) -> Table:
 
 
 def _quantization_tables(report: dict[str, Any]) -> list[Table]:
-    """What an export says of int8: layer by layer, remedy by remedy, set by set, and the time it saves."""
-
-    def span(values: list[float] | None) -> str:
-        return "" if values is None else f"{values[0]:.3g} … {values[1]:.3g}"
-
-    layers = Table(
-        "layer",
-        "precision",
-        "weights up to",
-        "input up to",
-        "output",
-        "cost of weights, input, output (dB)",
-        title="int8, layer by layer",
-    )
+    """The report on int8: layer by layer, remedy by remedy, set by set, and the time it saves."""
+    columns = ("layer", "precision", "weights up to", "input up to", "output", "cost of weights, input, output (dB)")
+    layers = Table(*columns, title="int8, layer by layer")
     for row in report["layers"]:
         layers.add_row(
             row["layer"] + (", identity outside" if row["identity"] else ""),
             row["precision"],
             f"{row['weight_range']:.3g}",
             "" if row["input_range"] is None else f"{row['input_range']:.3g}",
-            span(row["output_range"]),
+            "" if row["output_range"] is None else "{:.3g} … {:.3g}".format(*row["output_range"]),
             ", ".join(f"{cost:.4f}" for cost in row["cost_db"].values()),
         )
     remedies = Table("remedy", "chosen", "PSNR drop with it (dB)", title=f"int8 by {report['source']}")
@@ -206,7 +195,6 @@ def _quantization_tables(report: dict[str, Any]) -> list[Table]:
     for row in report.get("times", []):
         size = "×".join(map(str, row["size"]))
         ratio = row["fp32_ms"] / row["int8_ms"]
-        times.add_row(
-            row["engine"], size, str(row["threads"]), f"{row['fp32_ms']:.1f}", f"{row['int8_ms']:.1f}", f"{ratio:.2f}"
-        )
+        milliseconds = (f"{row[key]:.1f}" for key in ("fp32_ms", "int8_ms"))
+        times.add_row(row["engine"], size, str(row["threads"]), *milliseconds, f"{ratio:.2f}")
     return [layers, remedies, sets, *([times] if times.rows else [])]

@@ -1,4 +1,4 @@
-"""`rdsr train family`: the family in training, by itself and for ever."""
+"""`rdsr train family`: train the whole family unattended."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from rich.table import Table
 from .console import command, print_json, stderr, stdout
 from .options import DeviceOption, JsonOption, ThreadsOption
 
-family_app = typer.Typer(no_args_is_help=True, help="Train the whole family by itself: resumable, at the lowest priority.")
+family_app = typer.Typer(no_args_is_help=True, help="Train the whole family unattended: resumable, at the lowest priority.")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs, outside the checkout.")]
 PlanOption = Annotated[
-    Path | None, typer.Option("--plan", help="TOML file of the order and shares; default: models/training/family.toml.")
+    Path | None,
+    typer.Option("--plan", help="TOML file of members, stages and shares; default: models/training/family.toml."),
 ]
 
 
@@ -33,11 +34,11 @@ def run(
     plan: PlanOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    slices: Annotated[int | None, typer.Option(min=1, help="Stop after so many slices; default: never.")] = None,
+    slices: Annotated[int | None, typer.Option(min=1, help="Stop after this number of slices; default: never.")] = None,
 ) -> None:
-    """Train until stopped: whoever is furthest behind its share of the time, a slice at a time.
+    """Train until stopped, a slice at a time: the member that is furthest behind its share of the time is next.
 
-    Ctrl-C, a kill or a power cut lose a few minutes at most; the same command goes on, on another machine, too.
+    Ctrl-C, a kill or a power cut cost a few minutes at most. The same command goes on, also on another machine.
 
     Example: rdsr train family run --runs ../runs
     """
@@ -53,7 +54,7 @@ def run(
 @family_app.command()
 @command
 def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = False) -> None:
-    """Stage, step, minutes and Kodak24 of every member, and the best float weights of each so far.
+    """Show stage, step, minutes and validation PSNR of every member, and its best values so far.
 
     Example: rdsr train family status --runs ../runs
     """
@@ -112,7 +113,7 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
 @family_app.command()
 @command
 def pause(runs: RunsOption) -> None:
-    """Stop training at the next step and keep it so, also over restarts; returns once the cores are free.
+    """Stop training at the next step, and keep it stopped over restarts. Returns once the cores are free.
 
     Example: rdsr train family pause --runs ../runs
     """
@@ -142,14 +143,14 @@ def take(
     member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
     plan: PlanOption = None,
     test: Annotated[
-        list[Path] | None, typer.Option("--test", help="Test set folder whose figures go on the card; may be repeated.")
+        list[Path] | None, typer.Option("--test", help="Test set folder; its PSNR goes on the card; may be repeated.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Folder to put weights and card into; default: models/weights.")
+        Path | None, typer.Option("--weights", help="Folder for weights and card; default: models/weights.")
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Ship a member's best finished weights and write their card, but only where the validation set has risen.
+    """Ship a member's best finished weights with their card, but only if the validation PSNR has risen.
 
     Example: rdsr train family take --runs ../runs --member small --test Set5
     """
@@ -166,13 +167,13 @@ def take(
 @family_app.command()
 @command
 def adopt(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights trained elsewhere, e.g. best.safetensors of a GPU's slice.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Weights trained elsewhere, e.g. best.safetensors of a GPU slice.")],
     runs: RunsOption,
     member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
     plan: PlanOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure weights that were trained elsewhere, and let the member's next round start from them if they are the best.
+    """Measure weights that were trained elsewhere. If they are the best, the member's next round starts from them.
 
     Example: rdsr train family adopt out/best.safetensors --runs ../runs --member small
     """

@@ -1,4 +1,4 @@
-"""`rdsr bench latency` and `rdsr bench report`: the ratios that a chooser of models needs, and the page that shows them."""
+"""`rdsr bench latency` and `rdsr bench report`: time models on engines, and show all results on one page."""
 
 from __future__ import annotations
 
@@ -8,51 +8,52 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .bench import parse_sizes, show_rows
+from .bench import need_matplotlib, parse_sizes, show_rows
 from .console import FAILED, command, print_json, stderr, stdout, steps_shown
-from .options import Engine, JsonOption
+from .options import Engine, JsonOption, SizeOption
 
 __all__ = ["latency", "report"]
 
 _SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
 _SWEPT_BATCHES = (1, 2, 4, 8)
 _NOT_SHOWN = ("p99_ms", "runs", "gflops", "error", "stable", "batch")
-"""Columns of the files that a terminal has no room for."""
+"""Columns that only the files show: a terminal has no room for them."""
 
 
 @command
 def latency(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="rdsr-base|small|tiny, diffir, bicubic, a bundle, checkpoint, ONNX or IR file, a peer (span, …)."),
+        typer.Option(help="rdsr-base, rdsr-small, …, diffir, bicubic, span, …, or a bundle, checkpoint, ONNX or IR file."),
     ] = None,
     backend: Annotated[
-        list[Engine] | None,
-        typer.Option(help="Engine; may be repeated; default: all but torch-compile."),
+        list[Engine] | None, typer.Option(help="Engine; may be repeated; default: all except torch-compile.")
     ] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8; several by commas; default: all.")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="HxW of the LR picture; default 128x128; may be repeated.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8, separated by commas; default: all.")] = None,
+    size: SizeOption = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")
+        list[int] | None, typer.Option(min=1, help="Number of threads; default: all that affinity and quota allow.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures a call; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Pictures per call; may be repeated.")] = None,
     sweep: Annotated[
         Literal["size", "threads", "batch"] | None, typer.Option(help="Show how time grows, with fitted exponents.")
     ] = None,
     budget: Annotated[
-        float, typer.Option(min=1, help="Seconds for the rows, in all; peaks take some 10 s a way beside.")
+        float, typer.Option(min=1, help="Seconds for all rows together; each peak takes some 10 s more.")
     ] = 600.0,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Interleaved rounds, at most.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Largest number of interleaved rounds.")] = 5,
     isa_cap: Annotated[
-        str | None, typer.Option(help="ONEDNN_MAX_CPU_ISA for the rows, e.g. AVX512_CORE_VNNI (Cascade Lake).")
+        str | None, typer.Option(help="Limit the rows to ONEDNN_MAX_CPU_ISA=…, e.g. AVX512_CORE_VNNI (Cascade Lake).")
     ] = None,
-    peaks: Annotated[bool, typer.Option(help="Measure the machine's peak, for each row's share of it.")] = True,
+    peaks: Annotated[bool, typer.Option(help="Measure the machine's peak, to give each row's share of it.")] = True,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for latency.json and .md (or sweep-…); resumable.")
+        Path | None, typer.Option("-o", "--output", help="Folder for latency.json and .md (or sweep-…); resumes a run.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time models on engines, each row in its own processes, rounds interleaved; ratios to DiffIR in torch eager float32.
+    """Time models on engines, by default at 128×128 LR, with ratios to DiffIR in torch eager float32.
+
+    Each row runs in its own processes, and the rounds of all rows are interleaved.
 
     Example: rdsr bench latency --model rdsr-small --model diffir --threads 2 -o bench/
     """
@@ -133,7 +134,7 @@ def _say_what_went_wrong(report: dict[str, Any]) -> None:
         elif not row["stable"]:
             stderr.print(f"rdsr: {named(row)} is not stable: the medians of its rounds spread by {row['spread']:.0%}")
     if few:
-        stderr.print(f"rdsr: fewer than {LEAST_ROUNDS} rounds, so nothing is known of their stability: {'; '.join(few)}")
+        stderr.print(f"rdsr: fewer than {LEAST_ROUNDS} rounds, so their stability is not known: {'; '.join(few)}")
 
 
 def _powers(most: int) -> list[int]:
@@ -143,18 +144,17 @@ def _powers(most: int) -> list[int]:
 
 @command
 def report(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder with latency.json, and what else there is.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder with latency.json and other results.")],
     readme: Annotated[
-        Path | None, typer.Option(help="Markdown file whose text between the bench marks is replaced by the table.")
+        Path | None, typer.Option(help="Markdown file; the table replaces its text between the bench marks.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One HTML page and its Markdown twin of the results in a folder: tables, ratios, fronts, scaling, memory, crops.
+    """Write one HTML page and its Markdown twin from the results in a folder: tables, ratios, plots, crops.
 
     Example: rdsr bench report -o bench/
     """
-    import matplotlib.figure  # noqa: F401  # what is missing shows before the work, not after
-
+    need_matplotlib(output)
     from ..benchmarks.report.page import update_readme, write_report
 
     paths = write_report(output)

@@ -50,6 +50,6 @@ def _main(
 
 def main() -> None:
     """Entry point of the `rdsr` command."""
-    # A terminated process leaves nothing half-written either: turn SIGTERM into an ordinary way out.
+    # SIGTERM becomes an ordinary exit, so that a terminated process leaves nothing half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app()

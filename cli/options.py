@@ -8,19 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
-    "BackendOption",
-    "DegradationOption",
-    "DeviceOption",
-    "Engine",
-    "JsonOption",
-    "MemoryLimitOption",
-    "PrecisionOption",
-    "SeedOption",
-    "ThreadsOption",
-]
+    "BackendOption", "BundleOption", "DegradationOption", "DeviceOption", "Engine", "JsonOption", "MemoryLimitOption",
+    "PrecisionOption", "SeedOption", "SizeOption", "ThreadsOption",
+]  # fmt: skip
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: what affinity and cgroup quota allow.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: all that affinity and quota allow.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 Backend = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -28,7 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Degradation(StrEnum):
-    """`TEST_DEGRADATIONS` of the models, which are not imported for the sake of `--help`."""
+    """`TEST_DEGRADATIONS` of the models. Importing them here would make `--help` slow."""
 
     NOISE = "noise"
     BLUR = "blur"
@@ -37,7 +30,7 @@ class Degradation(StrEnum):
 
 
 class Engine(StrEnum):
-    """What a row of `rdsr bench latency` runs in."""
+    """Engines of `rdsr bench latency`."""
 
     TORCH_EAGER = "torch-eager"
     TORCH_COMPILE = "torch-compile"
@@ -46,11 +39,13 @@ class Engine(StrEnum):
     OPENCV = "opencv"
 
 
+BundleOption = Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's own.")]
+SizeOption = Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")]
 BackendOption = Annotated[Backend, typer.Option(help="Inference engine.")]
 MemoryLimitOption = Annotated[
-    str | None, typer.Option(help="Limit of everything beside the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
+    str | None, typer.Option(help="Limit of all memory except the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
 ]
-PrecisionOption = Annotated[Precision, typer.Option(help="Precision of 8-bit pictures; others run in fp32.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Precision for 8-bit pictures; others run in fp32.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
 DegradationOption = Annotated[
     list[Degradation] | None, typer.Option(help="Make LR from HR by this fixed test degradation; may be repeated.")

@@ -1,4 +1,4 @@
-"""`rdsr train`: the training stages, and the course of runs as a picture."""
+"""`rdsr train`: the training stages, and a plot of runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ train_app.add_typer(family_app, name="family")
 
 
 def _plot(stage: str, run: Path) -> None:
-    """Draw the run's log; without matplotlib, which training itself does not need, there is no picture."""
+    """Draw the run's log. Without matplotlib, which training itself does not need, draw nothing."""
     from ..benchmarks.errors import BenchmarkError
     from ..benchmarks.training.curves import plot_runs
     from ..runtime.errors import OutputError
 
     try:
         plot_runs({stage: [run]}, run / "curve.png")
-    except (ModuleNotFoundError, BenchmarkError):  # BenchmarkError: no row yet
+    except (ModuleNotFoundError, BenchmarkError):  # BenchmarkError: the log has no row yet
         pass
     except OutputError as error:
         stderr.print(f"rdsr: {error}")
@@ -49,7 +49,7 @@ def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, op
                 left = float(row["minutes"]) / step * (loaded.iterations - step)
                 progress.console.print(
                     f"step {step} of {loaded.iterations}, {row['minutes']} minutes, about {left:.0f} left: "
-                    f"loss {row['loss']}{quality}, {float(row['data_wait_share']):.1%} of the time waiting for data"
+                    f"loss {row['loss']}{quality}, {float(row['data_wait_share']):.1%} of the time spent waiting for data"
                 )
                 _plot(stage, output)
 
@@ -61,10 +61,10 @@ def _train(stage: str, config: Path, overrides: dict[str, Any], output: Path, op
 
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", help="TOML file of the stage, or a preset: small-stage1, small-stage2, …")
+    Path, typer.Option("--config", help="TOML file of the stage, or the name of a preset: small-stage1, …")
 ]
 DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", help="Folder of training pictures (instead of the config's); may be repeated.")
+    list[Path] | None, typer.Option("--data", help="Folder of training pictures, in place of the config's; may be repeated.")
 ]
 TeacherOption = Annotated[
     list[Path] | None,
@@ -73,18 +73,18 @@ TeacherOption = Annotated[
 RunOption = Annotated[Path, typer.Option("-o", "--output", help="Run folder: weights, state, config, log.csv, curve.png.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 ValidationOption = Annotated[
-    Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) to watch PSNR on.")
+    Path | None, typer.Option("--validation", help="Data set folder (HR/, LRx4/) for validation PSNR.")
 ]
 InitOption = Annotated[Path | None, typer.Option("--init", help="Checkpoint to start from, or a shipped model's name.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A field of the config, e.g. teacher_weight=0.5; may be repeated."),
 ]
-SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this long, to --resume later.")]
+SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after about this time; --resume goes on later.")]
 
 
 def _fields(changes: list[str]) -> dict[str, Any]:
-    """ "teacher_weight=0.5" → {"teacher_weight": 0.5}; values are TOML, and what is none is text."""
+    """ "teacher_weight=0.5" → {"teacher_weight": 0.5}; a value that is no TOML is taken as text."""
     from ..models.training.errors import TrainingError
 
     fields: dict[str, Any] = {}
@@ -137,10 +137,10 @@ def _train_command(stage: str, what: str) -> None:
         _train(stage, config, overrides, output, options)
 
 
-_train_command("stage1", "Stage 1: latent prior encoder and decoder together.")
-_train_command("stage2", "Stage 2: condition encoder, denoiser and decoder; the latent prior encoder is frozen.")
+_train_command("stage1", "Stage 1: train latent prior encoder and decoder together.")
+_train_command("stage2", "Stage 2: train condition encoder, denoiser and decoder, with the latent prior encoder frozen.")
 _train_command(
-    "qat", "Quantization-aware fine-tuning: the fused decoder learns to live with int8; the float network stays beside it."
+    "qat", "Quantization-aware fine-tuning: the fused decoder adapts to int8; the checkpoint keeps the float network, too."
 )
 
 
@@ -152,7 +152,7 @@ def plot(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
 ) -> None:
-    """Validation PSNR and loss over time; runs joined by commas follow each other in one curve.
+    """Plot validation PSNR and loss over time. Runs joined by commas follow each other in one curve.
 
     Example: rdsr train plot small=runs/small-1,runs/small-2 tiny=runs/tiny -o curve.png
     """
@@ -167,7 +167,7 @@ def plot(
             name, equals, listed = entry.partition("=")
             label, paths = name, (listed if equals else name).split(",")
         if label in curves:
-            raise BenchmarkError(f"two curves are called {label}")
+            raise BenchmarkError(f"two curves have the label {label}")
         curves[label] = [Path(path) for path in paths]
     plot_runs(curves, output)
     stdout.print(str(output))

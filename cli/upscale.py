@@ -1,4 +1,4 @@
-"""`rdsr upscale`."""
+"""`rdsr upscale`: enlarge picture files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import FAILED, command, counted, exit_code_of, print_json, stderr, stdout
-from .options import BackendOption, JsonOption, MemoryLimitOption, PrecisionOption, SeedOption, ThreadsOption
+from .options import BackendOption, BundleOption, JsonOption, MemoryLimitOption, PrecisionOption, SeedOption, ThreadsOption
 
 __all__ = ["upscale"]
 
@@ -17,8 +17,8 @@ __all__ = ["upscale"]
 @command
 def upscale(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Picture files, folders, or quoted globs.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File for one picture, else a folder.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; default: the one the package carries.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file for one picture, otherwise a folder.")],
+    bundle: BundleOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -26,7 +26,7 @@ def upscale(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Enlarge pictures; existing outputs are replaced.
+    """Enlarge pictures. Existing outputs are replaced.
 
     Example: rdsr upscale holiday/ -o larger/
     """

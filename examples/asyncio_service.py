@@ -1,4 +1,4 @@
-"""A TCP service on asyncio: picture in until end of file, PNG out, four times larger. Run: python asyncio_service.py PORT"""
+"""A TCP service on asyncio: a picture in until end of file, a 4 times larger PNG out. Run: python asyncio_service.py PORT"""
 
 import asyncio
 import io
@@ -10,13 +10,13 @@ from PIL import Image
 from rdsr.runtime import PictureError, Upscaler
 
 upscaler = Upscaler.load(memory_limit="512MiB")
-waiting = asyncio.Semaphore(8)  # more pictures than this wait as files, with nothing decoded
-Image.MAX_IMAGE_PIXELS = 2**19  # twice as many are refused: a small file can hold a huge picture
+waiting = asyncio.Semaphore(8)  # further pictures wait as files, not yet decoded
+Image.MAX_IMAGE_PIXELS = 2**19  # pictures beyond twice as many are refused: a small file can hold a huge picture
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        async with asyncio.timeout(60):  # in all; a call that takes longer is stopped within one tile
+        async with asyncio.timeout(60):  # for the whole request; a call that takes longer is stopped within one tile
             content, png = bytearray(), io.BytesIO()
             while len(content) < 2**25 and (part := await reader.read(2**16)):  # 32 MiB are enough
                 content += part
@@ -26,7 +26,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await asyncio.to_thread(Image.fromarray(larger).save, png, "PNG")
             writer.write(png.getvalue())
             await writer.drain()
-    except (PictureError, OSError, Image.DecompressionBombError) as error:  # OSError: no picture, no peer, too late
+    except (PictureError, OSError, Image.DecompressionBombError) as error:  # OSError: no picture, no peer, or too late
         print(f"refused: {error}", file=sys.stderr, flush=True)
     finally:
         writer.close()

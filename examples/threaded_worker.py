@@ -1,4 +1,4 @@
-"""A worker that enlarges pictures from a folder as they come, several at once. Run: python threaded_worker.py IN OUT"""
+"""A worker that enlarges the pictures that arrive in a folder, several at once. Run: python threaded_worker.py IN OUT"""
 
 import sys
 import time
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rdsr.runtime import Upscaler
 
-upscaler = Upscaler.load(memory_limit="512MiB")  # one for all threads: they take turns, tile by tile
+upscaler = Upscaler.load(memory_limit="512MiB")  # one for all threads, which take turns tile by tile
 
 
 def work(source: Path, target: Path) -> None:
     try:
         done = upscaler.file(source, target)
         print(f"{done.output.name} {done.ms:.0f} ms", flush=True)
-    except Exception as error:  # one bad picture stops nobody
+    except Exception as error:  # one bad picture does not stop the others
         print(f"failed: {error}", file=sys.stderr, flush=True)
 
 
@@ -25,7 +25,7 @@ def main(source: Path, target: Path, seconds: float = float("inf")) -> None:
             found = {entry.name: entry.stat().st_mtime for entry in source.iterdir() if entry.is_file()}
             known = {name: changed for name, changed in known.items() if name in found}
             for name, changed in found.items():
-                if known.get(name) != changed and time.time() - changed > 0.5:  # nobody is writing it any more
+                if known.get(name) != changed and time.time() - changed > 0.5:  # it is complete
                     known[name] = changed
                     threads.submit(work, source / name, target / f"{name}.png")
             time.sleep(0.2)

@@ -8,12 +8,12 @@ __all__ = ["ExportError", "OutputExistsError", "ProofError"]
 
 
 class ExportError(RdsrError):
-    """The export cannot be done: the options, the output place or a tool is at fault."""
+    """The export cannot be done. The options, the place of the output, or a tool is at fault."""
 
 
 class OutputExistsError(ExportError):
-    """There is something at the output already."""
+    """Something exists already at the place of the output."""
 
 
 class ProofError(ExportError):
-    """A step's proof failed: what was made does not equal the torch model."""
+    """A proof failed: the result of a step does not equal the torch model."""

@@ -1,4 +1,4 @@
-"""The export itself: load, fuse, trace, simplify, account, prove, write."""
+"""The export from checkpoint to bundle: load, fuse, trace, simplify, account, prove, write."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from .graphs import GraphKind, graph_kind
 from .graphs.graph_set import GraphSet
 from .graphs.ir import to_ir
 from .graphs.plain_body import check_plain_body
-from .int8.calibration import CalibrationPicture, read_calibration
+from .int8.calibration import read_calibration
 from .int8.make import drop_by_dataset, make_int8, measure_time
-from .int8.post_training import Quantized
 from .proof import build_proof, with_int8
 from .staging import check_target, publish, staging_folder
 
@@ -38,37 +37,37 @@ SUPPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 """Precisions that exports make."""
 MAX_FUSION_ERROR = 1e-5
 MAX_FUSION_ERROR_FLOAT64 = 1e-12
-_TOOLS = ("torch", "onnx", "onnxsim", "openvino", "onnxruntime", "numpy")
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxsim", "openvino", "onnxruntime", "numpy")
 Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What to export and how. Checked by `export_checkpoint`."""
+    """The options of an export. `export_checkpoint` checks them."""
 
     checkpoint: Path
     """safetensors or PyTorch file."""
     output: Path
     """Bundle folder to write."""
     precisions: tuple[str, ...] | None = None
-    """Subset of `SUPPORTED`; None for all that this CPU can prove (bf16 is left out where it fails)."""
+    """Subset of `SUPPORTED`. None: all that this CPU can prove, without bf16 if its proof fails."""
     arch: str | None = None
-    """Architecture, where the keys shall not decide."""
+    """Name of the architecture. None: detected from the keys."""
     calibration: Path | None = None
-    """Folder of pictures for int8: a data set, or plain pictures; None for what the checkpoint or the package has."""
+    """Folder of pictures for int8: a data set or plain pictures. None: the package's own small pictures."""
     max_psnr_drop: float = 0.05
-    """What int8 may cost against float32, in dB PSNR-Y."""
+    """Largest drop of int8 against float32, in dB PSNR-Y."""
     post_training: bool = False
-    """Quantize the float network anew even where training has left a quantized one in the checkpoint."""
+    """Quantize the float network anew, even if the checkpoint holds a quantized one from training."""
     key_map: Path | None = None
-    """JSON file that renames foreign keys."""
+    """JSON file {pattern: replacement} that renames foreign keys."""
     steps: int | None = None
-    """T, where the checkpoint's metadata does not say or shall be overridden."""
+    """T of the reverse process. None: from the checkpoint's metadata."""
     seed: int = 0
-    """Of the noise that is baked into the single graph, 0 … 2³²−1."""
+    """Seed of the noise that the single graph stores, 0 … 2³²−1."""
     single_graph: bool = True
-    """Whether to write model.onnx and its OpenVINO IR."""
+    """Whether to write the whole network as model.onnx and its OpenVINO IR."""
     force: bool = False
     """Replace an existing bundle."""
     keep_failed: bool = False
@@ -77,20 +76,20 @@ class ExportOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What was written and how it was proven."""
+    """Result of an export: the rows of its proof, and the place of the bundle."""
 
     verification: Verification
     output: Path
-    """Where the bundle is (OUTPUT.failed for a kept failure), even where nothing was kept."""
+    """Folder of the bundle; OUTPUT.failed if the proof failed. See `kept`."""
     kept: bool
     """Whether `output` was written."""
     seconds: float
     unsimplified: tuple[str, ...]
-    """Graphs whose simplification was not safe."""
+    """Graphs that were kept unsimplified because simplification was not safe."""
     quantization: dict[str, Any] | None = None
-    """Report on int8: where its ranges come from, remedies, layers, drop on every set of pictures, time against float32."""
+    """Report on int8: source of its ranges, remedies, layers, drop on every set of pictures, time against float32."""
     only_gate_failed: bool = False
-    """Whether all that is wrong is that int8 costs more than `max_psnr_drop`."""
+    """Whether the only failure is that int8 costs more than `max_psnr_drop`."""
 
     @property
     def passed(self) -> bool:
@@ -98,16 +97,11 @@ class ExportResult:
         return self.verification.passed
 
     def to_dict(self) -> dict[str, Any]:
-        """The design's JSON form."""
-        return (
-            self.verification.to_dict()
-            | {
-                "bundle": str(self.output) if self.kept else None,
-                "seconds": round(self.seconds, 2),
-                "unsimplified": list(self.unsimplified),
-            }
-            | ({} if self.quantization is None else {"quantization": self.quantization})
-        )
+        """The JSON form, as `--json` prints it."""
+        bundle = {"bundle": str(self.output) if self.kept else None}
+        facts = {"seconds": round(self.seconds, 2), "unsimplified": list(self.unsimplified)}
+        quantization = {} if self.quantization is None else {"quantization": self.quantization}
+        return self.verification.to_dict() | bundle | facts | quantization
 
 
 def _precisions(asked: Sequence[str] | None) -> tuple[Precision, ...]:
@@ -116,7 +110,7 @@ def _precisions(asked: Sequence[str] | None) -> tuple[Precision, ...]:
     if unknown := [p for p in asked if p not in SUPPORTED]:
         raise ExportError(f"precision {unknown[0]!r} is not supported; choose from {', '.join(SUPPORTED)}")
     if not asked:
-        raise ExportError(f"no precision was asked for; choose from {', '.join(SUPPORTED)}")
+        raise ExportError(f"no precision is given; choose from {', '.join(SUPPORTED)}")
     if "bf16" in asked and not cpu.has_bf16():
         raise ExportError("bf16 cannot be proven here: this CPU has no bf16 arithmetic")
     return tuple(p for p in SUPPORTED if p in asked)
@@ -138,18 +132,15 @@ _IR_ROLES = {".onnx": "", ".xml": "_ir", ".bin": "_ir_weights"}
 
 
 def _role(name: str) -> str | None:
-    """Role of a bundle's file: "decoder.int8.onnx" → "decoder_int8", "model.bin" → "model_ir_weights"; None for no graph."""
+    """Role of a file of a bundle, None if it is no graph: "decoder.int8.onnx" → "decoder_int8", "model.xml" → "model_ir"."""
     path = Path(name)
     return None if path.suffix not in _IR_ROLES else path.stem.replace(".", "_") + _IR_ROLES[path.suffix]
 
 
 def _manifest(
-    loaded: LoadedModel,
-    kind: GraphKind[Any],
-    files: Mapping[str, bytes],
-    fusion: Mapping[str, Any],
-    quantization: Mapping[str, Any],
+    loaded: LoadedModel, kind: GraphKind[Any], files: Mapping[str, bytes], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """The manifest before its proof. `facts`: fusion and quantization."""
     network = loaded.network
     return {
         "schema": SCHEMA,
@@ -164,13 +155,10 @@ def _manifest(
         "colour": "RGB",
         "value_range": [0.0, 1.0],
         "seed": kind.seed,
-        "files": {
-            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()
-        },
+        "files": {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()},
         "graphs": {role: name for name in files if (role := _role(name)) is not None},
         "variants": [],
-        "fusion": dict(fusion),
-        "quantization": dict(quantization),
+        **facts,
         "checkpoint": {"sha256": loaded.sha256, "notes": loaded.notes},
         "tools": {tool: importlib.metadata.version(tool) for tool in (*_TOOLS, "rdsr")},
         "cpu": {"name": cpu.cpu_name(), "isa": cpu.instruction_set()},
@@ -178,65 +166,34 @@ def _manifest(
 
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    content = content | {"digest": manifest_digest(content)}
-    (folder / "manifest.json").write_bytes(canonical_json(content))
+    (folder / "manifest.json").write_bytes(canonical_json(content | {"digest": manifest_digest(content)}))
 
 
 def _prove(
-    folder: Path,
-    manifest: dict[str, Any],
-    proof: Proof,
-    precisions: Sequence[Precision],
-    progress: Progress,
-    *,
-    asked: bool,
+    folder: Path, manifest: dict[str, Any], proof: Proof, precisions: Sequence[Precision], progress: Progress, *, asked: bool
 ) -> Verification:
-    """Run the staged bundle against the torch model's whole outputs, then write the rows into its manifest.
+    """Compare the staged bundle with the torch model's whole outputs, and write the rows into its manifest.
 
-    Where nobody `asked` for bf16, which has no graphs of its own, and it fails, the bundle does without it.
+    If bf16 fails and the user has not `asked` for it, it is left out. No graphs have to go: bf16 runs the float ones.
     """
     _write_manifest(folder, manifest)
     rows = check_variants(Bundle(folder), proof, precisions, progress=lambda what: progress(f"prove {what}"))
     failed = next((row for row in rows if row.precision == "bf16" and row.passed is False), None)
     if failed is not None and not asked:
-        logger.warning(
-            "bf16 is left out: %s on %s is up to %.3f of full range off and loses %.4f dB",
-            failed.graph,
-            failed.engine,
-            math.inf if failed.max_abs_err is None else failed.max_abs_err,
-            math.inf if failed.psnr_drop_db is None else failed.psnr_drop_db,
-        )
+        error, drop = (math.inf if x is None else x for x in (failed.max_abs_err, failed.psnr_drop_db))
+        words = "bf16 is left out: %s on %s is up to %.3f of full range off and loses %.4f dB"
+        logger.warning(words, failed.graph, failed.engine, error, drop)
         rows = tuple(row for row in rows if row.precision != "bf16")
     _write_manifest(folder, manifest | {"variants": [row.to_dict() for row in rows]})
     return Verification(Bundle(folder), rows)
 
 
-def _quantize(
-    kind: GraphKind[Any],
-    proof: Proof,
-    calibration: Sequence[CalibrationPicture],
-    options: ExportOptions,
-    progress: Progress,
-) -> tuple[Quantized, Proof]:
-    """The quantized decoder, and the proof with its output for every case."""
-    quantized = make_int8(
-        kind,
-        proof,
-        calibration,
-        post_training=options.post_training,
-        max_drop=options.max_psnr_drop,
-        progress=progress,
-    )
-    drop = quantized.psnr_drop_db
-    return quantized, with_int8(proof, kind, quantized.form, drop=drop, max_drop=options.max_psnr_drop)
-
-
 def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: None) -> ExportResult:
-    """Turn a checkpoint into a proven bundle; `progress` is told each step's name.
+    """Turn a checkpoint into a proven bundle. `progress` gets the name of each step.
 
-    Raises `CheckpointError`, `ExportError` (`OutputExistsError`, `ProofError`); nothing is left behind then.
-    A variant that fails its proof raises nothing: the result says `passed` false and the output is not written
-    (or written to OUTPUT.failed under `keep_failed`).
+    Raises `CheckpointError` and `ExportError` (`OutputExistsError`, `ProofError`), and leaves nothing behind then. If a
+    variant fails its proof, nothing is raised: `passed` is False, and the bundle is not written, or, under `keep_failed`,
+    written to OUTPUT.failed.
     """
     started = time.perf_counter()
     check_target(options.output, force=options.force)
@@ -247,9 +204,9 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     if not 0 <= options.seed < 2**32:
         raise ExportError(f"seed must be from 0 to 4294967295, not {options.seed}")
     if "int8" not in precisions and (options.calibration or options.post_training):
-        raise ExportError("calibration and post-training are for int8, which was not asked for")
+        raise ExportError("calibration and post-training are for int8, which is not among the precisions")
     if not 0 <= options.max_psnr_drop < math.inf:
-        raise ExportError(f"the largest PSNR drop must be a number of dB from 0, not {options.max_psnr_drop}")
+        raise ExportError(f"the largest PSNR drop must be a finite number of dB, at least 0, not {options.max_psnr_drop}")
     progress("read the checkpoint")
     loaded = load_model(options.checkpoint, arch=options.arch, key_map=options.key_map, steps=options.steps)
     kind = graph_kind(loaded.network, options.seed)
@@ -264,7 +221,9 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     proof = build_proof(kind, judging, random_weights=loaded.random)
     quantized = None
     if "int8" in precisions:
-        quantized, proof = _quantize(kind, proof, calibration, options, progress)
+        limit, post_training = options.max_psnr_drop, options.post_training
+        quantized = make_int8(kind, proof, calibration, post_training=post_training, max_drop=limit, progress=progress)
+        proof = with_int8(proof, kind, quantized.form, drop=quantized.psnr_drop_db, max_drop=limit)
         graphs.add_int8(quantized.form)
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
@@ -277,25 +236,19 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         for name, content in files.items():
             (folder / name).write_bytes(content)
         if quantized is not None:
-            progress("look at what the engines run")
+            progress("check what the engines run")
             for name in sorted(name for name in files if name.endswith(".int8.onnx")):
                 quantized.form.check_execution(files[name])
-        manifest = _manifest(loaded, kind, files, fusion, report)
+        manifest = _manifest(loaded, kind, files, {"fusion": fusion, "quantization": report.copy()})
         verification = _prove(folder, manifest, proof, precisions, progress, asked=options.precisions is not None)
         if quantized is not None:
             progress("time int8 against float32")
-            report |= {"times": [dataclasses.asdict(row) for row in measure_time(folder)]}
+            report |= {"times": measure_time(folder)}
         output = options.output if verification.passed else failed_output
         kept = verification.passed or options.keep_failed
         if kept:
             progress("write")
             publish(folder, output, force=options.force or not verification.passed)
-    return ExportResult(
-        verification,
-        output,
-        kept,
-        time.perf_counter() - started,
-        tuple(graphs.unsimplified),
-        report or None,
-        not proof.int8_gate_met and all(row.equals_model or row.passed is not False for row in verification.variants),
-    )
+    seconds, unsimplified = time.perf_counter() - started, tuple(graphs.unsimplified)
+    only_gate = not proof.int8_gate_met and all(row.equals_model or row.passed is not False for row in verification.variants)
+    return ExportResult(verification, output, kept, seconds, unsimplified, report or None, only_gate)

@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all: a temporary name beside the target, renamed when complete."""
+"""Write a folder whole or not at all: under a temporary name beside the target, renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["check_target", "publish", "staging_folder"]
 
 
 def check_target(target: Path, *, force: bool) -> None:
-    """Raise where `target` cannot become a bundle folder. `force` allows replacing a bundle, nothing else."""
+    """Raise `ExportError` if `target` cannot become a bundle folder. `force` allows to replace a bundle, nothing else."""
     if not target.name or target.name in (".", ".."):
-        raise ExportError(f"{target} is no name for a new folder")
+        raise ExportError(f"{target} cannot be the name of a new folder")
     if target.is_symlink() or target.exists():
         if not force:
-            raise OutputExistsError(f"{target} exists already; choose another name or replace it with --force")
+            raise OutputExistsError(f"{target} exists already; choose another name, or replace it with --force")
         if target.is_symlink() or not _is_bundle(target):
-            raise OutputExistsError(f"{target} exists and is no bundle (or holds more than one), so it is not replaced")
+            raise OutputExistsError(f"{target} exists and is not just a bundle, so it is not replaced")
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a bundle, damaged or not, and nothing besides."""
+    """Whether a folder holds a bundle, damaged or not, and nothing else."""
     try:
         content = json.loads((folder / "manifest.json").read_bytes())
         listed = {*content["files"], "manifest.json"}
@@ -35,19 +35,12 @@ def _is_bundle(folder: Path) -> bool:
         return False
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The closest ancestor that exists; `ExportError` where it is no folder."""
-    while not path.exists():
-        path = path.parent
-    if not path.is_dir():
-        raise ExportError(f"cannot write there: {path} is not a folder")
-    return path
-
-
 @contextlib.contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's file system, removed on the way out unless it was published."""
-    ancestor = _nearest_folder(target.absolute().parent)
+    """A temporary folder in the nearest ancestor of the target that exists. It is removed at the end, unless published."""
+    ancestor = next(path for path in target.absolute().parents if path.exists())
+    if not ancestor.is_dir():
+        raise ExportError(f"cannot write there: {ancestor} is not a folder")
     try:
         folder = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{target.name[:80]}.", suffix=".tmp"))
     except OSError as error:
@@ -61,7 +54,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, target: Path, *, force: bool) -> None:
-    """Rename a staged folder to its target; what stood there (under `force`) goes only once the new one is in place."""
+    """Rename a staged folder to its target. Under `force`, the old bundle is removed only once the new one is in place."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
@@ -73,7 +66,7 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
     try:
         target.rename(aside / "previous")
         folder.rename(target)
-    except BaseException:  # Ctrl-C as well: the previous bundle goes back before anything else happens
+    except BaseException:  # after Ctrl-C, too, the previous bundle goes back first
         if (aside / "previous").exists() and not target.exists():
             (aside / "previous").rename(target)
         if not (aside / "previous").exists():

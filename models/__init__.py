@@ -1,4 +1,4 @@
-"""The networks in torch: `load_model` reads a checkpoint into one."""
+"""The networks, in torch. `load_model` reads a checkpoint into one."""
 
 from __future__ import annotations
 

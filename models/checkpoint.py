@@ -1,11 +1,10 @@
-"""Reading other people's checkpoints safely, and writing our own: safetensors with the config in the metadata."""
+"""Read any checkpoint safely, and write our own: safetensors with the config in the metadata."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ __all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint"
 
 FORMAT = "rdsr-checkpoint-1"
 EMA_KEYS = ("params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
-PLAIN_KEYS = ("params", "state_dict", "model_state_dict", "model", "network", "net", "generator")
+STATE_KEYS = (*EMA_KEYS, "params", "state_dict", "model_state_dict", "model", "network", "net", "generator")
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors (EMA weights where the file has them, wrapper prefixes stripped) and the metadata of a checkpoint.
+    """(tensors, metadata) of a checkpoint: EMA weights if the file holds them, without the prefixes of wrappers.
 
-    Understands safetensors and PyTorch files (`weights_only=True`: nothing in the file is ever run).
-    Raises `CheckpointError` with one sentence that says what is wrong with which file.
+    Reads safetensors and PyTorch files (`weights_only=True`: nothing in the file is ever run). Raises `CheckpointError`.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint")
@@ -63,35 +61,30 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        # torch wraps every refusal and most damage into this error; the refusals name the forbidden global.
-        if "Unsupported" in text or "GLOBAL" in text or "not allowed" in text.lower():
-            raise CheckpointError(
-                f"{path} holds Python objects beyond tensors and was refused (nothing in it was run); "
-                "save its state dict alone, or convert it to safetensors"
-            ) from error
-        raise CheckpointError(f"the PyTorch checkpoint {path} is damaged or truncated") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"the PyTorch checkpoint {path} is damaged or truncated") from error
     except Exception as error:  # a crafted pickle can raise anything from inside the unpickler
-        raise CheckpointError(f"the PyTorch checkpoint {path} cannot be read ({type(error).__name__})") from error
+        text = str(error)
+        # torch raises UnpicklingError for refusals and for most damage; a refusal names the forbidden global.
+        refused = "Unsupported" in text or "GLOBAL" in text or "not allowed" in text.lower()
+        if refused and isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(
+                f"{path} holds Python objects other than tensors and was refused (nothing in it was run); "
+                "save only its state dict, or convert it to safetensors"
+            ) from error
+        raise CheckpointError(f"the PyTorch checkpoint {path} is damaged or truncated ({type(error).__name__})") from error
     return _find_state_dict(content, path)
 
 
 def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """Descend to the mapping of tensors, EMA first."""
+    """Descend to the mapping of tensors, EMA weights first."""
     for _ in range(4):
         if not isinstance(content, Mapping):
             break
-        inner = next(
-            (content[k] for k in (*EMA_KEYS, *PLAIN_KEYS) if isinstance(content.get(k), Mapping) and content[k]), None
-        )
+        inner = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), Mapping) and content[k]), None)
         if inner is None:
             break
         content = inner
     if isinstance(content, Mapping):
-        # AveragedModel (torch.optim.swa_utils) counts its updates in a tensor beside the weights.
+        # AveragedModel (torch.optim.swa_utils) counts its updates in the tensor n_averaged.
         tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor) and k != "n_averaged"}
         if tensors:
             return tensors
@@ -101,16 +94,13 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for _ in range(4):
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
 def read_key_map(path: Path) -> dict[str, str]:
-    """A key map: a JSON object of {regular expression for a whole foreign key: replacement, \\1 for groups}."""
+    """Read a key map: a JSON object of regular expression for a whole foreign key → replacement, with \\1 for groups."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -135,9 +125,9 @@ def read_key_map(path: Path) -> dict[str, str]:
 
 
 def apply_key_map(tensors: Mapping[str, Tensor], key_map: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename keys: the first pattern that matches a whole key gives its new name; keys no pattern matches stay.
+    """Rename keys. The first pattern that matches a whole key gives its new name; keys without a match stay as they are.
 
-    Raises `CheckpointError` where two keys would get one name.
+    Raises `CheckpointError` if two keys get the same name.
     """
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
@@ -153,9 +143,9 @@ def apply_key_map(tensors: Mapping[str, Tensor], key_map: Mapping[str, str]) -> 
 def save_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], arch: str, config: Mapping[str, Any], notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write our own format: float32 safetensors, metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
+    """Write our own format: float32 safetensors with metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
 
-    The same content gives the same bytes. Raises `OutputError`.
+    Same content, same bytes. Raises `OutputError`.
     """
     metadata = {
         "format": FORMAT,
@@ -168,10 +158,10 @@ def save_checkpoint(
 
 
 def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library writes them in another order each time."""
+    """Sort the metadata of a safetensors file: the library writes them in another order each time."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     metadata = header.pop("__metadata__")
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8, as the format wants it
+    text += b" " * (-len(text) % 8)  # the format wants tensors to begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text + content[end:]

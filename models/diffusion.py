@@ -1,19 +1,26 @@
-"""The diffusion process over a latent prior, as RDSR and DiffIR run it: β schedule and fixed-step reverse process."""
+"""The diffusion process over a latent prior, as in RDSR and DiffIR: β schedule and reverse process of fixed steps."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Schedule", "reverse_process"]
+__all__ = ["Schedule", "check_betas", "reverse_process"]
+
+
+def check_betas(first: Any, last: Any) -> None:
+    """`ValueError` unless 0 < `first` ≤ `last` < 1."""
+    if not all(isinstance(beta, (int, float)) for beta in (first, last)) or not 0 < first <= last < 1:
+        raise ValueError(f"0 < beta_start <= beta_end < 1 must hold, not beta_start={first!r}, beta_end={last!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Posterior-mean coefficients of the reverse process, step T-1 first: z ← x0_coefficient·ẑ0 + z_coefficient·z."""
+    """Noise schedule of the reverse process."""
 
     betas: tuple[float, ...]
     """β of steps 0 … T-1, linear in √β (DiffIR's released sampler)."""
@@ -25,7 +32,7 @@ class Schedule:
         return cls(tuple(float(b) for b in betas))
 
     def coefficients(self) -> list[tuple[int, float, float]]:
-        """(t, coefficient of ẑ0, coefficient of z_t) for t = T-1 … 0 (DDPM eq. 7, posterior mean, no noise)."""
+        """(t, a, b) for t = T-1 … 0, with z ← a·ẑ0 + b·z: the posterior mean of DDPM's eq. 7, without noise."""
         betas = np.asarray(self.betas)
         alphas = 1 - betas
         cumulative = np.cumprod(alphas)
@@ -38,7 +45,7 @@ class Schedule:
 def reverse_process(
     denoiser: Callable[[Tensor, int, Tensor], Tensor], schedule: Schedule, c: Tensor, noise: Tensor
 ) -> Tensor:
-    """Fixed steps from `noise` (N×latent, standard normal) to the latent prior z (N×latent); deterministic."""
+    """Go from noise (N×latent, standard normal) to the latent prior z (N×latent), given the condition c. Deterministic."""
     z = noise
     for t, of_x0, of_z in schedule.coefficients():
         z = of_x0 * denoiser(c, t, z) + of_z * z

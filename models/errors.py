@@ -1,4 +1,4 @@
-"""Errors that a checkpoint can cause; each message is one sentence that names the file or the tensor at fault."""
+"""Errors that a checkpoint can cause. Each message is one sentence that names the file or the tensor at fault."""
 
 from __future__ import annotations
 

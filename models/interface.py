@@ -1,4 +1,4 @@
-"""What a network is: one abstract base class for all, and one for each process kind."""
+"""The abstract base classes of networks: one for all, and one for each process kind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 
 from .diffusion import Schedule
+from .shapes import Shapes
 
 if TYPE_CHECKING:
     from .int8.chain import ChainQuantizer
@@ -32,7 +33,7 @@ class FusionErrors:
 
 @dataclasses.dataclass(frozen=True)
 class PlainBody:
-    """The promise that the fused decoder is a stack of 3×3 convolutions and ReLU. Export checks it on the graph."""
+    """Promise that the fused decoder is a stack of 3×3 convolutions and ReLU. Export checks it on the graph."""
 
     depth: int
     """Number of convolutions of the body."""
@@ -43,14 +44,14 @@ class PlainBody:
 class Network(nn.Module, abc.ABC):
     """A super-resolution network that can be exported.
 
-    A network inherits from the class of its process kind. What is special about it (its plain body, an int8 form of its own)
-    it says by overriding a property; nothing outside `models/` asks for its name.
+    A network inherits from the class of its process kind, and overrides the properties in which it is special (plain body,
+    int8 form). Export and runtime ask these properties; they never ask for a network's name.
     """
 
     config: Any
     """Sizes of the network: a frozen dataclass with `scale`, `to_dict` and `from_dict`."""
     decode: Callable[..., Tensor]
-    """N×3×H×W LR in [0, 1], and what the kind computes from the whole picture → N×3×sH×sW SR, not clipped."""
+    """N×3×H×W LR in [0, 1], and the tensors that the kind computes from the whole picture → N×3×sH×sW SR, not clipped."""
 
     @property
     def scale(self) -> int:
@@ -65,12 +66,12 @@ class Network(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def receptive_radius(self) -> int | None:
-        """LR pixels on each side that one output pixel of the decoder depends on; None for the whole picture."""
+        """LR pixels on each side that one output pixel of the decoder depends on; None: on the whole picture."""
 
     @property
     @abc.abstractmethod
     def peak_channels(self) -> int:
-        """Largest number of values per LR pixel that the decoder holds at once."""
+        """Largest number of values per LR pixel that the decoder holds at once. The runtime plans memory by it."""
 
     @property
     def tile_rule(self) -> str:
@@ -79,24 +80,27 @@ class Network(nn.Module, abc.ABC):
 
     @property
     def plain_body(self) -> PlainBody | None:
-        """What the fused decoder's graph must look like; None without such a promise."""
+        """The promise about the fused decoder's graph. By default there is none."""
         return None
 
     @property
     def int8_form(self) -> ChainQuantizer | None:
-        """The network's own way to int8; None if all its convolutions are quantized in the general way."""
+        """The network's own way to int8. None: each convolution is quantized on its own (`int8/convolutions.py`)."""
         return None
 
     def fuse(self) -> Self:
-        """The float deployment form, a copy. By default nothing is fused."""
+        """The float deployment form, a copy: branches folded, parts that only training needs dropped. By default neither."""
         return copy.deepcopy(self)
 
+    def add_parts(self, shapes: Shapes) -> None:
+        """Add the optional parts that the keys of a state dict show. By default there are none."""
+
     def training_only(self) -> dict[str, Tensor]:
-        """Weights that only training needs, by key. By default none."""
+        """Key → weights that only training needs. By default there are none."""
         return {}
 
     def fusion_errors(self, lr: Tensor, *condition: Tensor) -> FusionErrors:
-        """Compare `fuse` with this network, on the arguments of `decode`. By default nothing is fused."""
+        """Compare the decoder with that of `fuse`, on the arguments of `decode`. By default nothing is fused."""
         del lr, condition
         return FusionErrors(blocks=0, max_abs_err=0.0, max_rel_err_float64=0.0)
 
@@ -105,7 +109,7 @@ class Network(nn.Module, abc.ABC):
         return sum(parameter.numel() for parameter in self.fuse().parameters())
 
     def vary_initial_weights(self) -> None:
-        """Change initial weights of 0 and 1, which an exporter would optimize away. By default there are none."""
+        """Change initial weights of exactly 0 or 1: an exporter would optimize them away. By default there are none."""
 
 
 class LatentPriorNetwork(Network):
@@ -124,7 +128,7 @@ class LatentPriorNetwork(Network):
 
     @property
     def steps(self) -> int:
-        """T of the reverse process."""
+        """T, steps of the reverse process."""
         return len(self.betas)
 
     @property
@@ -153,10 +157,10 @@ class LatentPriorNetwork(Network):
 
     @abc.abstractmethod
     def prior(self, pooled: Tensor, noise: Tensor) -> Tensor:
-        """Pooled condition features (N×C) and standard normal noise (N×latent) → latent prior z (N×latent)."""
+        """Pooled condition features (N×C, means over the cells) and standard normal noise (N×latent) → z (N×latent)."""
 
     def latent_prior(self, lr: Tensor, noise: Tensor) -> Tensor:
-        """N×3×H×W LR in [0, 1] and noise (N×latent or 1×latent) → latent prior z of each whole picture."""
+        """N×3×H×W LR in [0, 1] and noise (N×latent or 1×latent) → latent prior z (N×latent) of each whole picture."""
         return self.prior(self.feature_map(lr).mean(dim=(2, 3)), noise)
 
     def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ class LatentPriorNetwork(Network):
 
 
 class DirectNetwork(Network):
-    """A network that is one call: `decode(lr)`."""
+    """A network that upscales in one call, `decode(lr)`."""
 
     def forward(self, lr: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] → N×3×sH×sW SR, not clipped."""

@@ -1,4 +1,4 @@
-"""Pictures of any size for networks that work on cells of several pixels."""
+"""Padding of pictures for networks that work on cells of several pixels."""
 
 from __future__ import annotations
 

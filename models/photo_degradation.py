@@ -1,4 +1,4 @@
-"""How photos lose quality on their way to LR: blur, resampling, noise and JPEG, drawn at random or fixed for tests."""
+"""Degradations of photos from HR to LR: blur, resampling, noise and JPEG, drawn at random or fixed for tests."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .degradation import KERNELS, Kernel, downscale, to_8_bits
-from .plain import from_plain
+from .plain import PlainConfig
 
 __all__ = ["JPEG_BLOCK", "TEST_DEGRADATIONS", "VECTOR_SIZE", "Degradation", "PhotoDegradations", "degrade_for_test"]
 
 Rgb = NDArray[np.uint8]
 _MIDDLE_GREY = 128
 _LARGEST_SIGMA = 8.0
-"""HR pixels; also the largest that `Degradation.vector` can tell apart."""
+"""Largest sigma of a blur in HR pixels, and the largest that `Degradation.vector` distinguishes."""
 VECTOR_SIZE = 12
 """Length of `Degradation.vector`."""
 JPEG_BLOCK = 16
-"""Pixels a side of what JPEG compresses together: 8 in brightness, 16 in colour at 4:2:0."""
+"""Side in pixels of a block that JPEG compresses as one: 8 in brightness, 16 in colour at 4:2:0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """One way from HR to LR. The steps run in the order of the fields; a step whose field has its default is left out."""
+    """One degradation from HR to LR. The steps run in the order of the fields; a field at its default means no such step."""
 
     sigma: tuple[float, float] = (0.0, 0.0)
     """Gaussian blur: standard deviations along and across `angle`, in HR pixels."""
@@ -53,11 +53,11 @@ class Degradation:
         return dataclasses.replace(self, grey_noise=False) == Degradation()
 
     def margin(self, scale: int) -> int:
-        """LR pixels around a patch that its own pixels depend on (of several JPEGs, blocks of the last)."""
+        """LR pixels around a patch that its pixels depend on. Of several JPEGs, only the blocks of one count."""
         return math.ceil(3 * max(self.sigma) / scale) + 2 + (JPEG_BLOCK if self.jpeg else 0)
 
     def apply(self, hr: Rgb, scale: int, rng: np.random.Generator) -> Rgb:
-        """H×W×3 uint8 → (H/scale)×(W/scale)×3 uint8. `ValueError` where a side is no multiple of `scale`."""
+        """H×W×3 uint8 → (H/scale)×(W/scale)×3 uint8. `ValueError` if a side is no multiple of `scale`."""
         picture = downscale(self._blurred(hr.astype(np.float32)), scale, self.kernel)
         lr = to_8_bits(self._noisy(picture, rng))
         for quality in self.jpeg:
@@ -88,17 +88,17 @@ class Degradation:
     def vector(self) -> NDArray[np.float32]:
         """The parameters as `VECTOR_SIZE` numbers, for the latent prior encoder.
 
-        What is absent has the value that it would have at no strength, which nothing present has: who has to guess a blur
-        under noise then errs by little. (−1 for absent made guesses fall between −1 and what was there.)
+        An absent step has the values of strength zero, which no present step has. A network that guesses a blur under noise
+        then makes only small errors. (With −1 for absent steps, guesses fell between −1 and the true value.)
 
-        | index | what | range | absent |
+        | index | number | range | absent |
         |---|---|---|---|
         | 0, 1 | logarithm of the blur's larger and smaller sigma, 0.2 … 8 HR pixels | 0 … 1 | 0 |
         | 2, 3 | cosine and sine of twice the angle, times 1 − smaller/larger sigma | −1 … 1 | 0 |
         | 4, 5, 6 | resampling kernel: bicubic, bilinear, area; next to nothing depends on it | 0 or 0.25 | |
-        | 7 | standard deviation of all noise at middle grey; 25 grey levels are 1 | from 0 | 0 |
-        | 8 | Poisson noise's share of that variance | 0 … 1 | 0 |
-        | 9 | whether the noise is grey | 0 or 1 | 0 |
+        | 7 | standard deviation of all noise at middle grey; 25 grey levels are 1 | at least 0 | 0 |
+        | 8 | share of Poisson noise in that variance | 0 … 1 | 0 |
+        | 9 | 1 if the noise is grey | 0 or 1 | 0 |
         | 10, 11 | 1 − quality/100 of the stronger and of the weaker JPEG | 0 … 1 | 0 |
         """
         values = np.zeros(VECTOR_SIZE, np.float32)
@@ -123,7 +123,7 @@ def _log_share(sigma: float) -> float:
 def _gaussian_kernel(radius: int, along: float, across: float, angle: float) -> NDArray[np.float32]:
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    # A sigma below a third of a pixel is no Gaussian on a grid any more: the kernel becomes a line.
+    # A Gaussian with a sigma below a third of a pixel cannot be sampled on the grid: the kernel becomes a line.
     kernel = np.exp(-0.5 * ((u / max(along, 0.3)) ** 2 + (v / max(across, 0.3)) ** 2))
     return np.asarray(kernel / kernel.sum(), np.float32)
 
@@ -136,38 +136,39 @@ def _through_jpeg(picture: Rgb, quality: int) -> Rgb:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoDegradations:
-    """From which distribution the degradations of training patches are drawn; the `[photo]` table of a config.
+class PhotoDegradations(PlainConfig):
+    """Distribution of the degradations of training patches: the `[photo]` table of a config.
 
-    Probabilities are of a patch that is not clean, each step on its own. `ValueError` names a field out of range.
+    All probabilities except `clean` are those of a patch that is not clean. Steps are independent. `ValueError` names the
+    field that is out of range.
     """
 
     clean: float = 0.1
-    """Probability that a patch is degraded by bicubic downscaling alone."""
+    """Probability that a patch is only downscaled, with the bicubic kernel."""
     kernels: tuple[float, float, float] = (0.6, 0.2, 0.2)
     """Shares of the resampling kernels bicubic, bilinear and area."""
     blur: float = 0.6
     """Probability of a blur."""
     blur_sigma: tuple[float, float] = (0.4, 4.0)
-    """Range of its sigma in HR pixels, drawn evenly."""
+    """Range of its sigma in HR pixels; uniform."""
     anisotropic: float = 0.5
     """Probability that a blur has a second sigma, drawn from the same range, and a direction."""
     gaussian: float = 0.4
     """Probability of Gaussian noise."""
     gaussian_sigma: tuple[float, float] = (1.0, 25.0)
-    """Range of its standard deviation in grey levels, drawn evenly."""
+    """Range of its standard deviation in grey levels; uniform."""
     poisson: float = 0.2
     """Probability of Poisson noise."""
     poisson_scale: tuple[float, float] = (0.05, 2.0)
-    """Range of its variance per grey level of brightness; its square root is drawn evenly."""
+    """Range of its variance per grey level of brightness; the square root is uniform."""
     grey_noise: float = 0.4
     """Probability that noise is the same in all channels."""
     jpeg: float = 0.6
     """Probability of a JPEG compression."""
     jpeg_quality: tuple[float, float] = (30, 95)
-    """Range of its quality, drawn evenly."""
+    """Range of its quality; uniform."""
     jpeg_twice: float = 0.25
-    """Probability that a compression is followed by a second one."""
+    """Probability that a second compression follows the first."""
 
     def __post_init__(self) -> None:
         for name in ("clean", "blur", "anisotropic", "gaussian", "poisson", "grey_noise", "jpeg", "jpeg_twice"):
@@ -179,25 +180,24 @@ class PhotoDegradations:
             ("poisson_scale", 0.0, 100.0),
             ("jpeg_quality", 1, 100),
         ):
-            value = getattr(self, name)
-            fits = isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(v) for v in value)
-            if not fits or not low <= value[0] <= value[1] <= high:
-                raise ValueError(f"{name} must be two rising numbers from {low} to {high}, not {value!r}")
-            object.__setattr__(self, name, tuple(value))
-        shares = self.kernels
-        fits = isinstance(shares, (tuple, list)) and len(shares) == len(KERNELS) and all(_is_number(v) for v in shares)
-        if not fits or min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError(f"kernels must be {len(KERNELS)} shares, of {', '.join(KERNELS)}, not {shares!r}")
-        object.__setattr__(self, "kernels", tuple(shares))
+            ends = self._numbers(name, 2)
+            if not ends or not low <= ends[0] <= ends[1] <= high:
+                raise ValueError(f"{name} must be two rising numbers from {low} to {high}, not {getattr(self, name)!r}")
+        shares = self._numbers("kernels", len(KERNELS))
+        if not shares or min(shares) < 0 or sum(shares) <= 0:
+            raise ValueError(f"kernels must be {len(KERNELS)} shares, for {', '.join(KERNELS)}, not {self.kernels!r}")
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PhotoDegradations:
-        """Fields of a TOML table; `ValueError` names unknown ones and those out of range."""
-        return from_plain(cls, values)
+    def _numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """The field's `count` numbers, now as a tuple; empty if it holds something else."""
+        values = getattr(self, name)
+        if not isinstance(values, (tuple, list)) or len(values) != count or not all(_is_number(v) for v in values):
+            return ()
+        object.__setattr__(self, name, tuple(values))
+        return tuple(values)
 
     def draw(self, rng: np.random.Generator) -> Degradation:
-        """A random degradation; what it is depends on the generator's state alone."""
-        # Every number is drawn in every case, so that a probability changes no other step of this degradation.
+        """A random degradation. It depends only on the state of the generator."""
+        # All numbers are drawn in any case, so that the probability of a step does not change the other steps.
         chance = rng.random(9)
         amount = rng.random(6)
         kernel = KERNELS[int(np.searchsorted(np.cumsum(self.kernels) / sum(self.kernels), rng.random(), side="right"))]
@@ -216,14 +216,9 @@ class PhotoDegradations:
         if chance[6] < self.jpeg:
             qualities = tuple(round(_between(self.jpeg_quality, share)) for share in amount[4:6])
             jpeg = qualities if chance[8] < self.jpeg_twice else qualities[:1]
+        grey = bool(chance[7] < self.grey_noise)
         return Degradation(
-            sigma=sigma,
-            angle=angle,
-            kernel=kernel,
-            gaussian=gaussian,
-            poisson=poisson,
-            grey_noise=bool(chance[7] < self.grey_noise),
-            jpeg=jpeg,
+            sigma=sigma, angle=angle, kernel=kernel, gaussian=gaussian, poisson=poisson, grey_noise=grey, jpeg=jpeg
         )
 
 
@@ -243,14 +238,13 @@ TEST_DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
         "mixed": Degradation(sigma=(1.8, 1.8), kernel="bilinear", gaussian=5.0, poisson=0.2, jpeg=(70,)),
     }
 )
-"""The four fixed degradations that networks for photos are measured with."""
+"""The four fixed degradations with which networks for photos are measured."""
 
 
 def degrade_for_test(hr: Rgb, scale: int, degradation: str, picture: str) -> Rgb:
-    """LR of a whole test picture under one of `TEST_DEGRADATIONS`: the same whenever it is asked for.
+    """LR of a whole test picture (H×W×3 uint8) under one of `TEST_DEGRADATIONS`; every call gives the same.
 
-    `picture` is the picture's name, from which its noise is seeded. `ValueError` where a side of `hr` (H×W×3 uint8) is no
-    multiple of `scale`.
+    `picture` is the picture's name, which seeds its noise. `ValueError` if a side of `hr` is no multiple of `scale`.
     """
     rng = np.random.default_rng((zlib.crc32(degradation.encode()), zlib.crc32(picture.encode())))
     return TEST_DEGRADATIONS[degradation].apply(hr, scale, rng)

@@ -1,27 +1,41 @@
-"""Config dataclasses as plain values, fit for JSON, and back."""
+"""The base of config dataclasses: plain values fit for JSON, and the check of whole numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self
 
-__all__ = ["from_plain", "to_plain"]
-
-Config = TypeVar("Config")
+__all__ = ["PlainConfig", "to_plain"]
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Field name → value, tuples as lists; `from_plain` reads them back."""
+    """Field name → value of a dataclass, tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
 
 
-def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """The config written by `to_plain`; `ValueError` names what is unknown, missing or refused."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-    if missing:
-        raise ValueError(f"missing field {', '.join(missing)}")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainConfig:
+    """A config that is written as plain values and read back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON; `from_dict` reads them back."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise ValueError(f"missing field {', '.join(missing)}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def _check_ranges(self, **ranges: tuple[int, int]) -> None:
+        """`ValueError` unless each of these fields is a whole number from the first to the last of its two."""
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")

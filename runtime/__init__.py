@@ -1,4 +1,4 @@
-"""The torch-free library that services embed: `Upscaler`, what it returns and raises, and bundles."""
+"""The torch-free library that services embed: `Upscaler`, its results and errors, and bundles."""
 
 from __future__ import annotations
 
@@ -24,23 +24,9 @@ if TYPE_CHECKING:
     from .upscaler import Upscaler
 
 __all__ = [
-    "Bundle",
-    "BundleError",
-    "Cancel",
-    "CancelledError",
-    "Effective",
-    "EngineError",
-    "FileResult",
-    "Manifest",
-    "MemoryLimitError",
-    "OptionError",
-    "OutputError",
-    "PictureError",
-    "Plan",
-    "RdsrError",
-    "Result",
-    "Upscaler",
-]
+    "Bundle", "BundleError", "Cancel", "CancelledError", "Effective", "EngineError", "FileResult", "Manifest",
+    "MemoryLimitError", "OptionError", "OutputError", "PictureError", "Plan", "RdsrError", "Result", "Upscaler",
+]  # fmt: skip
 
 _OTHERS = {
     "Bundle": ".bundle",

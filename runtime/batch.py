@@ -1,4 +1,4 @@
-"""Many picture files in one go: what goes where is settled before the first one runs."""
+"""Upscale many picture files in one go. Every output name is settled before the first file runs."""
 
 from __future__ import annotations
 
@@ -22,32 +22,30 @@ class FilePlan:
 
     files: tuple[tuple[Path, Path], ...]
     many: bool
-    """Whether a folder or several files were asked for, rather than one file."""
+    """Whether a folder or several files were given, rather than one file."""
 
 
 def _expand(inputs: Sequence[str]) -> tuple[list[Path], bool]:
-    """Picture files named by files, folders (their top level) and globs; and whether it is one plain file."""
+    """The picture files that files, folders (their top level) and globs name, and whether it is one plain file."""
     found: list[Path] = []
     single = len(inputs) == 1
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-            if not pictures:
-                raise PictureError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-            found += pictures
-            single = False
+            entries = list(path.iterdir())
+            none = f"the folder {path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})"
         elif path.exists():
             found.append(path)
+            continue
         elif any(c in text for c in "*?["):
-            matches = sorted(Path(m) for m in glob.glob(text, recursive=True))
-            pictures = [p for p in matches if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
-            if not pictures:
-                raise PictureError(f"no picture matches {text}")
-            found += pictures
-            single = False
+            entries, none = [Path(match) for match in glob.glob(text, recursive=True)], f"no picture matches {text}"
         else:
             raise PictureError(f"cannot read {path}: No such file or directory")
+        pictures = sorted(p for p in entries if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        if not pictures:
+            raise PictureError(none)
+        found += pictures
+        single = False
     return list(dict.fromkeys(found)), single
 
 
@@ -57,10 +55,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def plan_files(inputs: Sequence[str], output: Path) -> FilePlan:
-    """Settle every output name; nothing is read or written yet.
+    """Settle every output name. Nothing is read or written yet.
 
-    One file goes to `output` itself where that has a suffix, otherwise pictures keep their names in the folder
-    `output`. Raises `PictureError` for inputs that are not there, `OutputError` for outputs that cannot be.
+    A single file goes to `output` itself if that has a suffix. Otherwise `output` is a folder and pictures keep their names.
+    Raises `PictureError` for missing inputs, `OutputError` for outputs that cannot be written or would replace an input.
     """
     paths, single = _expand(inputs)
     if single and output.suffix and not output.is_dir():
@@ -93,15 +91,13 @@ def plan_files(inputs: Sequence[str], output: Path) -> FilePlan:
 def upscale_files(
     upscaler: Upscaler, plan: FilePlan, progress: Callable[[], None] = lambda: None
 ) -> tuple[list[FileResult], list[tuple[Path, RdsrError]]]:
-    """Run a plan: results, and (input, error) for the pictures that failed; one bad picture stops no other."""
+    """Run a plan. Returns the results, and (input, error) for each picture that failed; the others still run."""
     done: list[FileResult] = []
     failed: list[tuple[Path, RdsrError]] = []
     for source, target in plan.files:
         try:
             done.append(upscaler.file(source, target))
-        except EngineError as error:  # says nothing of the picture by itself
-            failed.append((source, EngineError(f"{source}: {error}")))
-        except RdsrError as error:
-            failed.append((source, error))
+        except RdsrError as error:  # an `EngineError` does not name the picture by itself
+            failed.append((source, EngineError(f"{source}: {error}") if isinstance(error, EngineError) else error))
         progress()
     return done, failed

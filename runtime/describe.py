@@ -1,4 +1,4 @@
-"""What a bundle is and how it would run here, for `rdsr info`."""
+"""Describe a bundle and how it would run on this machine, for `rdsr info`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["describe_bundle"]
 
 
 def describe_bundle(path: Path) -> dict[str, Any]:
-    """The manifest's main facts, and engine, precision and threads that `auto` gives on this machine."""
+    """The manifest's main facts, and the engine, precision and threads that `auto` chooses on this machine."""
     bundle = Bundle(path)
     manifest = bundle.manifest
     try:
         backend, precision, reason = choose(bundle, "auto", "auto")
         here: dict[str, Any] = {"backend": backend, "precision": precision, "reason": reason}
-    except BundleError as error:  # a bundle that failed its proof and was kept can still be described
+    except BundleError as error:  # a bundle that failed its proof but was kept can still be described
         here = {"error": str(error)}
     return {
         "kind": "bundle",

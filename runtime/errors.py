@@ -1,23 +1,17 @@
-"""Typed errors of the runtime; each message is one sentence that says what was wrong with which input."""
+"""Typed errors of the runtime. Each message is one sentence that says what was wrong with which input."""
 
 from __future__ import annotations
 
 from ..errors import OutputError, RdsrError
 
 __all__ = [
-    "BundleError",
-    "CancelledError",
-    "EngineError",
-    "MemoryLimitError",
-    "OptionError",
-    "OutputError",
-    "PictureError",
+    "BundleError", "CancelledError", "EngineError", "MemoryLimitError", "OptionError", "OutputError", "PictureError",
     "RdsrError",
-]
+]  # fmt: skip
 
 
 class BundleError(RdsrError):
-    """The bundle is missing, damaged, tampered with, or lacks what was asked of it."""
+    """The bundle is missing, damaged or tampered with, or lacks a requested variant."""
 
 
 class PictureError(RdsrError):
@@ -33,11 +27,11 @@ class CancelledError(RdsrError):
 
 
 class OptionError(RdsrError, ValueError):
-    """A backend, precision, number of threads, seed or limit that does not exist or does not go together."""
+    """A backend, precision, number of threads, seed or limit does not exist, or does not go together with others."""
 
 
 class MemoryLimitError(OptionError):
-    """A memory limit under which a picture cannot be upscaled; `least_bytes` would do."""
+    """A picture cannot be upscaled under the memory limit. `least_bytes` is the smallest limit that suffices."""
 
     def __init__(self, message: str, least_bytes: int) -> None:
         super().__init__(message)

@@ -13,10 +13,7 @@ __all__ = ["dump_json", "read_regular"]
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; links, pipes and devices are refused.
-
-    Raises `OSError`, also (with a message of its own) for what is not a regular file or is larger.
-    """
+    """The bytes of a regular file of at most `limit` bytes. Raises `OSError`, also for links, devices and larger files."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if path.is_symlink():
         raise OSError(0, "it is a link")
@@ -31,7 +28,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def dump_json(content: Any) -> str:
-    """Indented JSON with a final newline; infinity and NaN, which JSON does not have, become null."""
+    """Indented JSON with a final newline. Infinity and NaN become null, because JSON does not have them."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""PSNR and SSIM the way super-resolution papers report them: Y of BT.601, border cropped, 8-bit outputs."""
+"""PSNR and SSIM as super-resolution papers report them: Y of BT.601, border cropped, 8-bit outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["psnr_drop", "psnr_rgb", "psnr_y", "rgb_to_y", "ssim_y"]
 
 _Y_WEIGHTS = np.array([65.481, 128.553, 24.966], dtype=np.float64) / 255.0
-"""MATLAB `rgb2ycbcr`, luma row, for values in 0 … 255."""
+"""Luma row of MATLAB's `rgb2ycbcr`, for values in 0 … 255."""
 
 
 def rgb_to_y(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -41,7 +41,7 @@ def psnr_y(sr: NDArray[np.uint8], hr: NDArray[np.uint8], border: int) -> float:
 
 
 def psnr_drop(before: float, after: float) -> float:
-    """`before` − `after` in dB; 0 where both are infinite, which is what two perfect pictures have."""
+    """`before` − `after` in dB; 0 if both are infinite, as for two perfect pictures."""
     return 0.0 if before == after else before - after
 
 
@@ -52,11 +52,11 @@ def psnr_rgb(sr: NDArray[np.uint8], hr: NDArray[np.uint8], border: int) -> float
 
 
 def ssim_y(sr: NDArray[np.uint8], hr: NDArray[np.uint8], border: int) -> float:
-    """SSIM on luma (Wang et al. 2004: 11×11 Gaussian, σ 1.5, valid region) of two H×W×3 uint8 RGB pictures."""
+    """SSIM on luma (Wang et al. 2004: 11×11 Gaussian, σ 1.5, valid region); pictures and border as for `psnr_y`."""
     _check(sr, hr)
     a, b = _crop(rgb_to_y(sr), border), _crop(rgb_to_y(hr), border)
     if min(a.shape) < 11:
-        raise ValueError(f"SSIM needs at least 11 pixels a side inside the border, not {a.shape[0]}×{a.shape[1]}")
+        raise ValueError(f"SSIM needs at least 11 pixels on each side inside the border, not {a.shape[0]}×{a.shape[1]}")
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets**2) / (2 * 1.5**2))
     window /= window.sum()

@@ -1,4 +1,4 @@
-"""What an `Upscaler` says of itself and of what it did."""
+"""The answers of an `Upscaler`: how it runs, and its results."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["Effective", "FileResult", "Result"]
 
 @dataclasses.dataclass(frozen=True)
 class Effective:
-    """What an `Upscaler` really runs 8-bit pictures with."""
+    """How an `Upscaler` really runs 8-bit pictures."""
 
     backend: str
     """"openvino" or "onnxruntime"."""
     precision: str
     """"fp32", "bf16" or "int8"."""
     threads: int
-    """Threads of the engine."""
+    """Number of the engine's threads."""
     isa: str
     """Vector instruction sets of this CPU, e.g. "avx512+vnni+bf16+amx"."""
     reason: str
-    """Why this engine and this precision."""
+    """Reason for this engine and this precision."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One upscaled picture and what it ran in."""
+    """One upscaled picture, and the engine and precision that ran it."""
 
     picture: NDArray[Any]
-    """sH×sW×C of the input's kind."""
+    """sH×sW×C, of the input's kind."""
     backend: str
     precision: str
     ms: float

@@ -1,4 +1,4 @@
-"""Timing several calls against each other on a machine that drifts."""
+"""Time several calls against each other on a machine whose speed drifts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ Key = TypeVar("Key")
 
 
 def interleaved_medians(
-    calls: Mapping[Key, Callable[[], object]],
-    *,
-    rounds: int,
-    warmup: int = 1,
-    budget: float | None = None,
+    calls: Mapping[Key, Callable[[], object]], *, rounds: int, warmup: int = 1, budget: float | None = None
 ) -> dict[Key, float]:
-    """Median milliseconds of every call; each round makes every call once, so that drift hits all alike.
+    """Median milliseconds of every call. Each round makes every call once, so that drift hits all alike.
 
-    `budget`: seconds after which no further round is begun; where warming up has taken as long, its calls are what there is.
+    `budget`: seconds after which no further round begins. If warming up took as long, its own times are used.
     """
     times: dict[Key, list[float]] = {key: [] for key in calls}
     begun = time.perf_counter()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .choice.choose import choose
@@ -25,7 +24,7 @@ from .host import cpu
 from .host.calls import BackgroundCalls, awaited, in_order
 from .host.cancel import Cancel
 from .host.processes import in_forked_children
-from .pictures.arrays import check_picture, split_alpha, upscale_alpha
+from .pictures.arrays import Picture, check_picture, split_alpha, upscale_alpha
 from .pipelines import Progress, pipeline_kind
 from .pipelines.loaded import Choice, Pipelines
 from .results import Effective, FileResult, Result
@@ -37,18 +36,17 @@ __all__ = ["Upscaler"]
 logger = logging.getLogger(__name__)
 
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
-"""Every instance of this process, to be made usable in its forked children."""
-_LOOK_AHEAD = 4
+"""Every instance of this process. A forked child makes them usable again."""
 
 
 class Upscaler:
     """Upscales pictures with a bundle. One instance is safe to use from many threads.
 
-    Determinism: the same seed, picture, bundle and machine give the same bytes, whatever the memory limit, the threads and
-    the other callers. There are two exceptions. `precision="auto"` may have to time int8 against float32; processes share
-    the result through the cache folder, and without one they may choose differently. Networks that attend over the whole
+    Determinism: the same seed, picture, bundle and machine give the same bytes for any memory limit, number of threads and
+    other callers. There are two exceptions. `precision="auto"` may have to time int8 against float32; processes share the
+    result through the cache folder, and without one they may choose differently. Networks that attend over the whole
     picture (tile rule "overlap") are only approximated by tiles, so the bytes depend on the `plan`, which follows from
-    size, dtype and memory limit. `Plan.exact` tells, and the first such picture logs a warning.
+    size, dtype and memory limit. `Plan.exact` is then false, and the first such picture logs a warning.
 
     Fork: the engine starts with the first call. An instance that is loaded before a fork and first called after it works in
     every child. Engines do not survive a fork: if any instance has used one before, calls in the child raise `EngineError`.
@@ -60,25 +58,17 @@ class Upscaler:
     """
 
     bundle: Bundle
-    """The bundle that it runs."""
     effective: Effective
-    """Engine, precision, threads and instruction set that 8-bit pictures really run with, and why."""
+    """Engine, precision, threads and instruction set of 8-bit pictures, and the reason."""
     memory_limit: int | None
-    """Limit in bytes of everything beside input and output, file formats excepted; None if tiles are as large as is fast.
+    """Limit in bytes of everything beside input and output, except what file formats need; None for tiles of the usual size.
 
     If the limit does not hold two precisions, one at a time is loaded. Mixed 8-bit and deeper pictures then load again and
     again, and wait for each other's whole pictures.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        backend: str,
-        precision: str,
-        threads: int | None,
-        seed: int,
-        memory_limit: int | str | None = None,
+        self, bundle: Bundle, *, backend: str, precision: str, threads: int | None, seed: int, memory_limit: int | str | None
     ) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise OptionError(f"threads must be a whole number from 1, not {threads!r}")
@@ -92,24 +82,20 @@ class Upscaler:
         self._seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
-        self._first_cut = threading.Lock()  # never released: whoever gets it warns
+        self._first_cut = threading.Lock()  # never released: the call that gets it warns
         self._others = self._kept_beside()
-        self._least_fits()
+        if self.memory_limit is not None:  # refuse a limit under which not even the smallest picture runs
+            plan_picture(bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
         self._reset(closed=False)
         _ALIVE.add(self)
-        for role in pipeline_kind(bundle.manifest).roles:  # a damaged graph is found now, not at the first call
+        for role in pipeline_kind(bundle.manifest).roles:  # find a damaged graph now, not at the first call
             bundle.graph(bundle.manifest.role(role, chosen))
 
-    def _least_fits(self) -> None:
-        """Refuse a limit under which not even the smallest picture runs, before anything is loaded."""
-        if self.memory_limit is not None:
-            plan_picture(self.bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
-
     def _kept_beside(self) -> dict[Choice, Choice] | None:
-        """Choice → the other, which may stay loaded beside it; empty where there is no other; None: the limit forbids."""
+        """Each choice → the other choice, which stays loaded beside it; empty if there is none, None if both do not fit."""
         try:
             one, other = self._choice(np.uint8), self._choice(np.uint16)
-        except BundleError:  # no proven float32 variant: 8-bit pictures alone
+        except BundleError:  # no proven float32 variant: only 8-bit pictures can run
             return {}
         if one == other:
             return {}
@@ -119,16 +105,13 @@ class Upscaler:
         return {one: other, other: one}
 
     def _reset(self, *, closed: bool) -> None:
-        self._calls: BackgroundCalls[NDArray[Any]] = BackgroundCalls(closed=closed)
+        self._calls: BackgroundCalls[Picture] = BackgroundCalls(closed=closed)
         self._pipelines = Pipelines(
             self.bundle, threads=self.effective.threads, seed=self._seed, together=self._others is not None
         )
 
     def _after_fork(self) -> None:
-        """In a forked child: make new locks and workers.
-
-        Engines that the parent has used stay, and refuse to be called: to release them would wait for missing threads.
-        """
+        """Make new locks and workers in a forked child. Used engines stay: releasing them would wait for missing threads."""
         loaded = self._pipelines.loaded
         self._reset(closed=self._calls.closed)
         self._pipelines.loaded = loaded
@@ -144,17 +127,16 @@ class Upscaler:
         memory_limit: int | str | None = None,
         seed: int = 0,
     ) -> Upscaler:
-        """Open a bundle folder (None: the one the package carries), check it, and choose engine and precision.
+        """Open a bundle folder (None: the one that the package carries), check it, and choose engine and precision.
 
         `backend`: auto, openvino or onnxruntime. `precision`: auto, fp32, bf16 or int8, for 8-bit pictures; deeper ones run
-        in fp32. `threads`: None for what affinity and cgroup quota allow. `memory_limit`: bytes, or a text like "256MiB";
-        it covers everything beside input and output, the engine included. `seed` of the noise: 0 … 2³²−1.
+        in fp32. `threads`: None for as many as affinity and cgroup quota allow on one NUMA node. `memory_limit`: bytes, or a
+        text like "256MiB"; it covers everything beside input and output, also the engine. `seed` of the noise: 0 … 2³²−1.
 
         Raises `OptionError` (`MemoryLimitError` if not even the smallest picture fits) and `BundleError`.
         """
-        return cls(
-            Bundle(bundle), backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed
-        )
+        opened = Bundle(bundle)
+        return cls(opened, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed)
 
     def _needs(self, choice: Choice, *, alpha: bool = False) -> Needs:
         needs = needs_of(self.bundle.manifest, *choice)
@@ -165,7 +147,7 @@ class Upscaler:
         return dataclasses.replace(needs, fixed=fixed)
 
     def _choice(self, dtype: Any) -> Choice:
-        """The chosen precision for 8-bit pictures; float32 for uint16 and float32 ones."""
+        """Engine and precision for a dtype: as chosen for 8-bit pictures, fp32 for uint16 and float32."""
         if dtype == np.uint8 or self.effective.precision == "fp32":
             return self.effective.backend, self.effective.precision  # type: ignore[return-value]
         if self._float_backend is None:
@@ -175,27 +157,25 @@ class Upscaler:
     def plan(self, height: int, width: int, dtype: Any = np.uint8, *, alpha: bool = False) -> Plan:
         """Tiles and peak memory of a call with a picture of height × width pixels of this dtype, with or without alpha.
 
-        How tiles are cut may change as the instance learns what they cost on this machine; no byte of a result does. Where
-        tiles are approximations (`Plan.exact` is false), they stay as they are.
-        Raises `OptionError` for what no picture has, `MemoryLimitError`, which names the least limit that would do, and
-        `BundleError` where the bundle has nothing proven for this dtype.
+        The cut may change as the instance learns the cost of tiles on this machine. The bytes of a result never change:
+        tiles that only approximate it (`Plan.exact` is false) keep their cut.
+        Raises `OptionError` for an impossible size or dtype, `MemoryLimitError`, which names the least limit that suffices,
+        and `BundleError` if the bundle has no proven variant for this dtype.
         """
         for name, side in (("height", height), ("width", width)):
             if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
                 raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
-        choice = self._choice(_known_dtype(dtype))
-        cost = self._pipelines.tile_cost(choice).pixels
-        return plan_picture(
-            self.bundle.manifest,
-            self._needs(choice, alpha=alpha),
-            int(height),
-            int(width),
-            self.memory_limit,
-            tile_cost=cost,
-        )
+        known: np.dtype[Any] | None = None
+        with contextlib.suppress(TypeError):
+            known = np.dtype(dtype)
+        if known not in (np.uint8, np.uint16, np.float32):
+            raise OptionError(f"dtype must be uint8, uint16 or float32, not {dtype!r}")
+        choice = self._choice(known)
+        needs, cost = self._needs(choice, alpha=alpha), self._pipelines.tile_cost(choice).pixels
+        return plan_picture(self.bundle.manifest, needs, int(height), int(width), self.memory_limit, tile_cost=cost)
 
-    def run(self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
-        """Upscale one picture; the result says what it ran in. See `__call__`."""
+    def run(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
+        """Upscale one picture, as `__call__` does. The result also names the engine, the precision and the time."""
         started = time.perf_counter()
         picture = check_picture(picture)
         height, width = picture.shape[:2]
@@ -216,52 +196,43 @@ class Upscaler:
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
         least = least_for_one_piece(self._needs(self._choice(dtype)), height, width)
+        remedy = f"a memory_limit of {(least or 0) // 2**20} MiB, or none, avoids it"
         logger.warning(
-            "%s attends over the whole picture, so %d×%d pixels in %d×%d tiles give another result than in one piece; %s",
-            self.bundle.manifest.arch,
-            height,
-            width,
-            *plan.grid,
-            "so large a picture is cut whatever the memory_limit"
-            if least is None
-            else f"a memory_limit of {least // 2**20} MiB, or none, avoids it",
+            f"{self.bundle.manifest.arch} attends over the whole picture, so {height}×{width} pixels in "
+            f"{plan.grid[0]}×{plan.grid[1]} tiles give another result than in one piece; "
+            + ("so large a picture is cut under any memory_limit" if least is None else remedy)
         )
 
-    def __call__(
-        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
-    ) -> NDArray[Any]:
-        """One picture in, one `scale` times larger of the same kind out.
+    def __call__(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Picture:
+        """Upscale one picture. The result is `scale` times larger and of the same kind.
 
-        H×W or H×W×C (grey, grey + alpha, RGB, RGBA); uint8, uint16, or float32 in [0, 1] (overshoots of up to 0.5 are taken
-        as they are); any size from 1×1. `cancel`: a token that stops the call within one tile; `progress`: told (tiles done,
-        tiles in all) in the thread of the call; what it raises ends the call and comes out as it is.
-        Raises `PictureError` for anything else, `MemoryLimitError` where the picture does not fit the limit, `MemoryError`
-        where the result itself does not fit this machine, `CancelledError`, `BundleError` for a uint16 or float32 picture
-        where the bundle has no proven float32 variant, and `EngineError` where the engine fails; the instance stays usable.
+        The picture is H×W or H×W×C (grey, grey + alpha, RGB, RGBA) of any size from 1×1; uint8, uint16, or float32 in [0, 1]
+        with overshoots of up to 0.5. `cancel`: a token that stops the call within one tile. `progress`: called with (tiles
+        done, number of tiles) in the thread of the call; its errors end the call and reach the caller unchanged.
+
+        Raises `PictureError` for anything else, `MemoryLimitError` if the picture does not fit the limit, `MemoryError` if
+        the result itself does not fit this machine, `CancelledError`, `BundleError` for a uint16 or float32 picture if the
+        bundle has no proven float32 variant, and `EngineError` if the engine fails. The instance stays usable.
         """
         return self.run(picture, cancel=cancel, progress=progress).picture
 
-    def submit(
-        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
-    ) -> Future[NDArray[Any]]:
+    def submit(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Future[Picture]:
         """Upscale in the background. The future gives what `__call__` would return, or raises its error.
 
         The array must not change until then. Cancelling the future works only before the call starts; the token works at any
-        time. Pictures of one tile do not wait for larger pictures that were submitted before. `progress` is called in a
-        worker's thread, of which there are two for either kind: it should not wait for another background call.
+        time. Pictures of one tile do not wait for larger pictures that were submitted before: each kind has two workers.
+        `progress` is called in a worker's thread and should not wait for another background call.
 
         Raises `EngineError` after `close`, and when the process ends.
         """
         try:
             height, width = picture.shape[:2]
             small = self.plan(height, width, picture.dtype, alpha=split_alpha(picture)[1] is not None).tiles == 1
-        except Exception:  # no picture, or one too large: the call itself raises that
+        except Exception:  # the call itself raises the error, e.g. for no picture or one that is too large
             small = True
         return self._calls.submit(lambda own: self(picture, cancel=own, progress=progress), cancel, small=small)
 
-    def map(
-        self, pictures: Iterable[NDArray[Any]], *, look_ahead: int = _LOOK_AHEAD, cancel: Cancel | None = None
-    ) -> Iterator[NDArray[Any]]:
+    def map(self, pictures: Iterable[Picture], *, look_ahead: int = 4, cancel: Cancel | None = None) -> Iterator[Picture]:
         """The results in the order of the pictures; at most `look_ahead` pictures are taken in advance.
 
         A picture that fails raises its error in its place, which ends the iteration. If the caller stops early, closes the
@@ -269,13 +240,8 @@ class Upscaler:
         """
         return in_order(lambda picture, own: self.submit(picture, cancel=own), pictures, look_ahead, cancel)
 
-    async def aio(
-        self, picture: NDArray[Any], *, cancel: Cancel | None = None, progress: Progress | None = None
-    ) -> NDArray[Any]:
-        """`__call__` for asyncio; the loop goes on meanwhile.
-
-        Cancelling the task, or closing the loop, stops the call within one tile. `progress` is called in a worker's thread.
-        """
+    async def aio(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Picture:
+        """`__call__` for asyncio. Cancelling the task or closing the loop stops it within one tile. See also `submit`."""
         return await awaited(lambda own: self.submit(picture, cancel=own, progress=progress), cancel)
 
     def close(self) -> None:
@@ -288,11 +254,8 @@ class Upscaler:
         self._pipelines.close()
 
     def __repr__(self) -> str:
-        effective = self.effective
-        return (
-            f"Upscaler({str(self.bundle.path)!r}, backend={effective.backend!r}, precision={effective.precision!r}, "
-            f"threads={effective.threads})"
-        )
+        facts = f"backend={self.effective.backend!r}, precision={self.effective.precision!r}"
+        return f"Upscaler({str(self.bundle.path)!r}, {facts}, threads={self.effective.threads})"
 
     def __enter__(self) -> Upscaler:
         return self
@@ -301,19 +264,13 @@ class Upscaler:
         self.close()
 
     def file(
-        self,
-        input: str | Path,
-        output: str | Path,
-        *,
-        cancel: Cancel | None = None,
-        progress: Progress | None = None,
+        self, input: str | Path, output: str | Path, *, cancel: Cancel | None = None, progress: Progress | None = None
     ) -> FileResult:
-        """Upscale a picture file into another (format by suffix); the output appears whole or not at all.
+        """Upscale a picture file into another (format by suffix). The output appears whole or not at all.
 
-        Raises `PictureError` for an unreadable input, `OutputError` for an output that cannot be written, and what
-        `__call__` raises.
+        Raises what `__call__` raises, `PictureError` for an unreadable input, and `OutputError` for an unwritable output.
         """
-        from .pictures.formats import check_output, read_picture, write_picture  # Pillow and OpenCV take their time
+        from .pictures.formats import check_output, read_picture, write_picture  # Pillow and OpenCV are slow to load
 
         source, target = Path(input), Path(output)
         check_output(target)
@@ -328,14 +285,6 @@ class Upscaler:
         return FileResult(
             source, target, picture.pixels.shape[:2], result.picture.shape[:2], result.backend, result.precision, result.ms
         )
-
-
-def _known_dtype(dtype: Any) -> np.dtype[Any]:
-    """Raises `OptionError` for one that no picture has."""
-    with contextlib.suppress(TypeError):
-        if (known := np.dtype(dtype)) in (np.uint8, np.uint16, np.float32):
-            return known
-    raise OptionError(f"dtype must be uint8, uint16 or float32, not {dtype!r}")
 
 
 @in_forked_children

@@ -1,4 +1,4 @@
-"""Re-prove a bundle on this machine: every engine × precision × graph against the torch model's recorded outputs."""
+"""Prove a bundle again on this machine: every engine × precision × graph against the torch model's recorded outputs."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ from .pipelines import load_pipeline, pipeline_kind
 
 __all__ = ["Variant", "Verification", "check_variants", "verify"]
 
-Progress = Callable[[str], None]
+Report = Callable[[str], None] | None
+"""Called with the name of each step when it begins, if given."""
 Run = Callable[[Case], tuple[NDArray[np.float32] | None, NDArray[np.uint8]]]
-"""One case → the output sH×sW×3 on a scale of 1 where there is more than 8 bits of it, and the 8-bit picture."""
+"""Runs one case. Returns the output, sH×sW×3 at full range 1 (None if it has only 8 bits), and the 8-bit picture."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One engine × precision × graph and how far it is from the torch model."""
+    """One engine × precision × graph, and its distance from the torch model."""
 
     precision: str
     engine: str
     graph: str
     """"decoder.onnx" stands for the whole pipeline (encoder → reverse → decoder); "model.onnx" for the single graph."""
     max_abs_err: float | None
-    """Largest difference over all cases, of full range 1 (infinite for NaN; `to_dict` gives None).
+    """Largest difference over all cases, at full range 1 (infinite for NaN; `to_dict` gives None).
 
-    For a single graph, which answers in uint8, what rounding to the nearest level does not explain. In int8 the difference
-    from the fake-quantized torch model's 8-bit picture.
+    A single graph answers in uint8; for it, only the part beyond rounding to the nearest level counts. int8 is compared with
+    the fake-quantized torch model's 8-bit picture.
     """
     psnr_drop_db: float | None
     """Mean PSNR-Y of the torch model minus that of this variant, over the proof's pictures; negative is a gain."""
     sizes: tuple[tuple[int, int], ...]
-    """LR sizes checked, height and width."""
+    """LR sizes of the cases, height and width."""
     passed: bool | None
-    """None where this machine cannot run the variant; `skipped` says why."""
+    """None if this machine cannot run the variant; `skipped` then gives the reason."""
     skipped: str | None = None
     equals_model: bool | None = None
-    """int8: whether it equals the fake-quantized torch model and the other variants, whatever that model loses."""
+    """int8: whether it equals the fake-quantized torch model and the other variants. The drop does not count here."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As in manifests and `--json`."""
+        """The JSON form in manifests and under `--json`."""
         values = dataclasses.asdict(self) | {"sizes": [list(size) for size in self.sizes]}
         for name in ("max_abs_err", "psnr_drop_db"):  # JSON has no infinity
             if values[name] is not None and not math.isfinite(values[name]):
@@ -68,12 +69,12 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that this machine can run passed, and something did."""
+        """Whether at least one variant ran on this machine, and all that ran passed."""
         verdicts = [v.passed for v in self.variants if v.passed is not None]
         return bool(verdicts) and all(verdicts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The design's JSON form."""
+        """The JSON form under `--json`."""
         manifest = self.bundle.manifest
         return {
             "bundle": str(self.bundle.path),
@@ -88,19 +89,8 @@ class Verification:
         }
 
 
-def _single_graphs(bundle: Bundle, backend: Backend, precision: Precision, threads: int) -> Iterator[tuple[str, Session]]:
-    manifest = bundle.manifest
-    if (name := manifest.graph("model", precision)) is not None:
-        graph = bundle.graph(manifest.role("model", precision))
-        yield name, load_session(graph, backend=backend, precision=precision, threads=threads)
-    if backend == "openvino" and (name := manifest.graph("model_ir", precision)) is not None:
-        xml = bundle.graph(manifest.role("model_ir", precision))
-        weights = bundle.read(str(manifest.graph("model_ir_weights", precision)))
-        yield name, load_session(xml, backend=backend, precision=precision, threads=threads, weights=weights)
-
-
 class _Tally:
-    """What one variant does over the cases, and whether that is good enough."""
+    """Collects the results of one variant over the cases, and judges them."""
 
     def __init__(self, proof: Proof) -> None:
         self.proof = proof
@@ -109,10 +99,10 @@ class _Tally:
         self.drops: list[float] = []
 
     def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
-        """`output` sH×sW×3 on a scale of 1, where the variant gives more than the 8-bit `picture`."""
+        """Add the results of a `Run`."""
         if output is None:
             off = np.abs(case.pick(picture).astype(np.float32) / np.float32(255) - np.clip(case.expected, 0, 1))
-            error = np.maximum(off - np.float32(0.5 / 255), 0)  # what rounding to the nearest level explains
+            error = np.maximum(off - np.float32(0.5 / 255), 0)  # rounding to the nearest level explains the rest
         else:
             error = np.abs(case.pick(output) - case.expected)
         self.worst = max(self.worst, math.inf if np.isnan(error).any() else float(error.max()))
@@ -131,7 +121,7 @@ class _Tally:
 
 
 class _Int8Tally(_Tally):
-    """int8 is compared with the fake-quantized torch model, byte by byte; the drop is against the float one."""
+    """Compares int8 with the fake-quantized torch model byte by byte. The drop is measured against the float model."""
 
     def __init__(self, proof: Proof) -> None:
         super().__init__(proof)
@@ -143,7 +133,7 @@ class _Int8Tally(_Tally):
 
     def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
         if case.expected_int8 is None:
-            raise BundleError(f"the proof says nothing of int8 for {case.name}")
+            raise BundleError(f"the proof has no int8 output for {case.name}")
         levels = np.abs(case.pick(picture).astype(np.int16) - case.expected_int8)
         self.bytes += levels.size
         self.off += int((levels > 1).sum())
@@ -158,13 +148,13 @@ class _Int8Tally(_Tally):
             self.drops.append(psnr_drop(case.psnr_y, quality))
 
     def equals_model(self) -> bool:
-        """Whether its bytes and its PSNR are those of the fake-quantized model."""
+        """Whether bytes and PSNR equal those of the fake-quantized model, within the tolerances."""
         limits = self.proof.tolerances
         alike = bool(self.differences) and abs(float(np.mean(self.differences))) <= limits.int8_psnr_diff_db
         return alike and self.off <= limits.int8_bytes_off * self.bytes
 
     def equals(self, other: _Int8Tally) -> bool:
-        """Whether its bytes and its PSNR are those of another variant."""
+        """Whether bytes and PSNR equal those of another variant, within the tolerances."""
         limits = self.proof.tolerances
         pairs = list(zip(self.pictures, other.pictures, strict=True))
         off = sum(int((np.abs(a.astype(np.int16) - b) > 1).sum()) for a, b in pairs)
@@ -178,14 +168,9 @@ def _quality(picture: NDArray[np.uint8], case: Case) -> float:
 
 
 def check_variants(
-    bundle: Bundle,
-    proof: Proof,
-    precisions: Sequence[Precision],
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    bundle: Bundle, proof: Proof, precisions: Sequence[Precision], *, threads: int | None = None, progress: Report = None
 ) -> tuple[Variant, ...]:
-    """Run every engine × precision × graph of the bundle over the proof's cases."""
+    """Run every engine × precision × graph of the bundle over the proof's cases. Raises `BundleError` and `EngineError`."""
     threads = threads or cpu.available_threads()
     rows = []
     for precision in precisions:
@@ -201,27 +186,30 @@ def check_variants(
             if precision == "bf16" and not cpu.has_bf16():
                 rows.append(Variant(precision, backend, decoder, None, None, (), None, "this CPU has no bf16"))
                 continue
-            runs = {decoder: _chain(bundle, backend, precision, threads, proof.seed)}
-            runs |= {name: _single(bundle, s) for name, s in _single_graphs(bundle, backend, precision, threads)}
-            for name, run in runs.items():
+            for name, run in _runs(bundle, backend, precision, threads, proof.seed):
                 tally = (_Int8Tally if precision == "int8" else _Tally)(proof)
                 for case in tally.cases:
                     tally.add(case, *run(case))
-                row = Variant(
-                    precision,
-                    backend,
-                    name,
-                    tally.worst,
-                    tally.drop,
-                    tuple(case.size for case in tally.cases if case.dataset == OWN),
-                    tally.passed(precision) if precision != "int8" else None,
-                )
+                equal = None
                 if isinstance(tally, _Int8Tally):
-                    first = first or tally  # what all other int8 variants have to equal, too
+                    first = first or tally  # the other int8 variants have to equal the first, too
                     equal = tally.equals_model() and tally.equals(first)
-                    row = dataclasses.replace(row, passed=equal and proof.int8_gate_met, equals_model=equal)
-                rows.append(row)
+                passed = tally.passed(precision) if equal is None else equal and proof.int8_gate_met
+                sizes = tuple(case.size for case in tally.cases if case.dataset == OWN)
+                rows.append(Variant(precision, backend, name, tally.worst, tally.drop, sizes, passed, equals_model=equal))
     return tuple(rows)
+
+
+def _runs(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Iterator[tuple[str, Run]]:
+    """Each graph's file name with its `Run`: the decoder's stands for the whole pipeline, then come the single graphs."""
+    manifest = bundle.manifest
+    yield str(manifest.graph("decoder", precision)), _chain(bundle, backend, precision, threads, seed)
+    for role in ("model", "model_ir") if backend == "openvino" else ("model",):
+        if (name := manifest.graph(role, precision)) is not None:
+            graph = bundle.graph(manifest.role(role, precision))
+            weights = bundle.read(str(manifest.graph("model_ir_weights", precision))) if role == "model_ir" else None
+            session = load_session(graph, backend=backend, precision=precision, threads=threads, weights=weights)
+            yield name, _single(bundle, session)
 
 
 def _chain(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Run:
@@ -249,13 +237,12 @@ def _single(bundle: Bundle, session: Session) -> Run:
     return run
 
 
-def verify(bundle: Bundle, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
-    """Check every file of the bundle and re-run its proof. Raises `BundleError` for a damaged bundle."""
+def verify(bundle: Bundle, *, threads: int | None = None, progress: Report = None) -> Verification:
+    """Check every file of the bundle and run its proof again. Raises `BundleError` for a damaged bundle."""
     if progress:
         progress("checksums")
     bundle.check()
     recorded = {str(row["precision"]) for row in bundle.manifest.variants}
-    precisions = [p for p in PRECISIONS if p in recorded]  # also those that failed when they were exported
-    return Verification(
-        bundle, check_variants(bundle, Proof.of_bundle(bundle), precisions, threads=threads, progress=progress)
-    )
+    precisions = [p for p in PRECISIONS if p in recorded]  # also those that failed at export
+    proof = Proof.of_bundle(bundle)
+    return Verification(bundle, check_variants(bundle, proof, precisions, threads=threads, progress=progress))

@@ -34,7 +34,7 @@ RUNTIME_FLOORS = (
     ("batch", "describe", "upscaler", "verify"),
 )
 """Rooms of `runtime/` from the ground up: a room uses those on its own floor and below."""
-HEAVY = {"torch", "onnx", "nncf", "onnxsim"}
+HEAVY = {"torch", "onnx", "onnx_ir", "nncf", "onnxsim"}
 NAMES = {
     "rdsr": ["Bundle", "RdsrError", "Upscaler", "__version__"],
     "rdsr.export": ["ExportOptions", "export_checkpoint"],

@@ -1,1 +1,1 @@
-"""Time and memory of models, row by row, each in its own processes."""
+"""Measure time and memory of models; every row runs in its own processes."""

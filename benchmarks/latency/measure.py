@@ -1,13 +1,15 @@
-"""`rdsr bench latency`: models × engines × precisions × sizes × threads, every row in its own processes, interleaved."""
+"""Run `rdsr bench latency`: models × engines × precisions × sizes × threads; every row in its own processes, interleaved."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,33 @@ from ...runtime.host.processes import call_apart
 from ..errors import BenchmarkError
 from ..host import code_digest, stamp
 from ..subjects.find import Subject, kept_folder
-from .rows import BASELINE, SWEEPS, Job, compare, fit_exponents, input_of, row_of
+from .rows import BASELINE, Job, compare, fit_exponents, input_of, row_of
 
-__all__ = ["BACKENDS", "NOT_RUN", "PRECISIONS", "SWEEPS", "Options", "jobs_of", "measure_latency"]
+__all__ = ["BACKENDS", "NOT_RUN", "Options", "jobs_of", "measure_latency"]
 
 Progress = Callable[[str], None]
 Sample = Mapping[str, Any]
+Peaks = Mapping[tuple[str, str, int], Sample]
 BACKENDS = ("torch-eager", "torch-compile", "onnxruntime", "openvino", "opencv")
-PRECISIONS = ("fp32", "bf16", "int8", "uint8")
+_PRECISIONS = ("fp32", "bf16", "int8", "uint8")
 NOT_RUN = "not run"
-"""What the error of a point of a sweep begins with that was left out on purpose."""
+"""Start of the error of a sweep's point that was left out on purpose."""
 _LARGEST_SHARE = 0.25
-"""Of the budget that one call in a sweep may be expected to take."""
+"""Largest share of the budget that one call in a sweep may be expected to take."""
 _TIMEOUT = 900.0
+_SETTINGS = """\
+Every row takes an array of uint8 pictures and returns one. It runs in its own processes, one a round.
+Threads are set in every engine (torch: intra-op, one inter-op; ONNX Runtime: no spinning; OpenVINO: no pinning).
+Precision is set in every engine: OpenVINO's float32 rows never run in bf16.
+Bundles run through rdsr.runtime.Upscaler; torch runs the fused network as one module.
+torch runs a batch at once, and so does ONNX Runtime for other people's graphs; all others run picture by picture.
+Above 384×384 LR pixels an Upscaler cuts tiles and torch does not; halos are not counted as operations.
+Cold start: from before the process starts to the first picture; median of the rounds.
+OpenVINO compiles in the first round and finds the result in a cache in later ones, for peers as for bundles.
+Float rows convert uint8 to floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.
+Memory comes from the system's allocator in its default settings, for torch as for all others.
+With fewer than 10 (100) runs, p90 (p99) is little more than the slowest run.
+Spread: largest minus smallest median of the rounds, over the middle one; of four or more the furthest is left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,15 +59,15 @@ class Options:
     """How long and how to measure."""
 
     budget: float = 600.0
-    """Seconds for all timing, exports not counted; every row runs once in any case."""
+    """Seconds for all timing, without exports. Every row runs once even if that takes longer."""
     rounds: int = 5
-    """Rounds at most."""
+    """Largest number of rounds."""
     isa_cap: str | None = None
     """Limit to the instruction sets of oneDNN (OpenVINO, torch), e.g. "AVX512_CORE_VNNI"."""
     sweep: str | None = None
-    """One of `SWEEPS`, where the jobs are points of series."""
+    """One of `rows.SWEEPS` if the jobs are points of series."""
     peaks: bool = True
-    """Whether to measure what the machine can do at best."""
+    """Also measure what the machine can do at best."""
 
 
 def jobs_of(
@@ -64,133 +80,119 @@ def jobs_of(
     threads: Sequence[int],
     isa_cap: str | None = None,
 ) -> list[Job]:
-    """Every combination that exists; empty `backends` and `precisions` mean all there are.
+    """List every combination that exists. Empty `backends` and `precisions` mean all there are; bicubic ignores both.
 
-    `isa_cap`: the limit that the rows will run under (`Options.isa_cap`), which may leave no bf16.
-
-    Raises `BenchmarkError` for unknown names, and where what was asked for leaves a model without a row.
+    `isa_cap`: the limit under which the rows will run (`Options.isa_cap`); it may rule out bf16.
+    Raises `BenchmarkError` for an unknown name, and if a model is left without a row.
     """
-    for kind, asked, known in (("backend", backends, BACKENDS), ("precision", precisions, PRECISIONS)):
+    for kind, asked, known in (("backend", backends, BACKENDS), ("precision", precisions, _PRECISIONS)):
         if unknown := [name for name in asked if name not in known]:
             raise BenchmarkError(f"no {kind} is called {unknown[0]!r}; known are {', '.join(known)}")
     jobs = []
     for subject in subjects:
-        ways = [
-            (backend, precision)
-            for backend, precision in _ways(subject, isa_cap)
-            if subject.kind == "bicubic"
-            or ((not backends or backend in backends) and (not precisions or precision in precisions))
-        ]
+        ways = every = _ways(subject, isa_cap)
+        if subject.kind != "bicubic":
+            ways = [way for way in every if way[0] in (backends or BACKENDS) and way[1] in (precisions or _PRECISIONS)]
         if not ways:
-            have = ", ".join(" ".join(way) for way in _ways(subject, isa_cap))
+            have = ", ".join(" ".join(way) for way in every)
             raise BenchmarkError(f"{subject.model} runs in none of what was asked for; it has {have}")
-        for size in sizes:
-            for batch in batches:
-                for count in threads:
-                    jobs += [Job(subject, backend, precision, size, batch, count) for backend, precision in ways]
+        for size, batch, count in itertools.product(sizes, batches, threads):
+            jobs += [Job(subject, *way, size, batch, count) for way in ways]
     return jobs
 
 
 def _ways(subject: Subject, isa_cap: str | None) -> list[tuple[str, str]]:
-    """(backend, precision) that a subject can be run in on this machine, under a limit or without one."""
+    """List the (backend, precision) pairs in which this machine can run a subject under the limit."""
     if subject.kind == "bicubic":
         return [("opencv", "uint8")]
-    if subject.kind == "onnx":
-        return _ways_of_file(Path(str(subject.path)), isa_cap)
     if subject.kind == "function":
         return [("torch-eager", "fp32")]
-    ways = [("torch-eager", "fp32"), ("torch-compile", "fp32")] if subject.kind == "network" else []
-    exported = _engine_ways(ENGINES, isa_cap)
-    if subject.failure is None:
-        manifest = Bundle(subject.path).manifest
-        exported = [way for way in exported if manifest.proven(way[1], way[0])]
-    return ways + exported
-
-
-def _ways_of_file(path: Path, isa_cap: str | None) -> list[tuple[str, str]]:
-    own = ("int8",) if input_of(path).quantized else ("fp32", "bf16")
-    engines = ("openvino",) if path.suffix.lower() == ".xml" else ENGINES
-    return [(engine, precision) for engine, precision in _engine_ways(engines, isa_cap) if precision in own]
-
-
-def _engine_ways(engines: Sequence[str], isa_cap: str | None) -> list[tuple[str, str]]:
-    """(engine, precision) that these engines and this CPU can run."""
-    return [
+    ways: list[tuple[str, str]] = [
         (engine, precision)
-        for engine in engines
+        for engine in ENGINES
         for precision in supported_precisions(engine)
         if precision != "bf16" or cpu.has_bf16(isa_cap)
     ]
+    if subject.kind == "onnx":
+        path = Path(str(subject.path))
+        engines = ("openvino",) if path.suffix.lower() == ".xml" else ENGINES
+        precisions = ("int8",) if input_of(path).quantized else ("fp32", "bf16")
+        return [way for way in ways if way[0] in engines and way[1] in precisions]
+    if subject.failure is None:
+        manifest = Bundle(subject.path).manifest
+        ways = [(engine, precision) for engine, precision in ways if manifest.proven(precision, engine)]
+    return [("torch-eager", "fp32"), ("torch-compile", "fp32"), *ways] if subject.kind == "network" else ways
 
 
-class _State:
-    """Samples so far, kept beside the results so that a run that was cut off goes on."""
+def _read_state(partial: Path | None, identity: str) -> dict[str, Any]:
+    """Return what a run that was cut off left in the file; nothing if it is missing, damaged or of another run.
 
-    def __init__(self, path: Path | None, identity: str) -> None:
-        self.path, self.identity = path, identity
-        self.samples: dict[str, list[Sample]] = {}
-        self.errors: dict[str, str] = {}
-        self.costs: dict[str, float] = {}
-        """Seconds that each row took in its last round, its start included."""
-        self.seconds = 0.0
-        """Spent by runs before this one."""
-        if path is not None and path.is_file():
-            try:
-                content = json.loads(path.read_bytes())
-                if content["identity"] == identity:
-                    self.samples, self.costs = content["samples"], content["costs"]  # what failed is tried again
-                    self.seconds = content["seconds"]
-            except (ValueError, KeyError, TypeError, OSError):
-                pass  # damaged: measured anew
-
-    def write(self, seconds: float) -> None:
-        if self.path is not None:
-            content = {"identity": self.identity, "samples": self.samples, "costs": self.costs, "seconds": seconds}
-            atomic_write(self.path, dump_json(content).encode())
+    "samples": row → its samples. "costs": row → seconds of its last round, start included. "seconds": time spent.
+    """
+    state: dict[str, Any] = {"identity": identity, "samples": {}, "costs": {}, "seconds": 0.0}
+    if partial is not None and partial.is_file():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(partial.read_bytes())
+            if content["identity"] == identity:
+                return {key: content[key] for key in state}
+    return state
 
 
 def measure_latency(
     jobs: Sequence[Job], options: Options, *, partial: Path | None = None, progress: Progress = lambda step: None
 ) -> dict[str, Any]:
-    """Run every job over interleaved rounds and report, in the design's JSON form.
+    """Run every job over interleaved rounds and return the JSON report.
 
-    `partial`: file in which samples are kept; a call with the same jobs, files and code goes on from there, and the caller
-    removes it once it has stored the report. A row that fails says why, and the others go on. Where the budget is not enough
-    for one more round of all rows, the cheaper ones go on.
+    `partial`: file that keeps the samples. A call with the same jobs, files and code goes on from there; the caller removes
+    the file once the report is stored. A row that fails says why, and the others go on. If the budget is too short for one
+    more round of all rows, the cheaper ones go on.
     """
     stamped = stamp()
-    host = stamped["host"]
-    state = _State(partial, _identity(host, jobs, options))
-    environment = _environment(options, jobs)
-    # A busy moment makes a peak too low, never too high: once before the rows and once after, the better one counts.
-    before, _ = _peaks(jobs, environment, progress) if options.peaks else ([], [])
-    begun = time.perf_counter() - state.seconds
-
-    def spent() -> float:
-        return time.perf_counter() - begun
-
+    state = _read_state(partial, _identity(stamped["host"], jobs, options))
+    samples, errors = state["samples"], dict[str, str]()
+    environment = {"ONEDNN_MAX_CPU_ISA": options.isa_cap} if options.isa_cap else {}
+    if any(job.backend == "torch-compile" for job in jobs):
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(kept_folder() / "torch-inductor")
+    with_peak = [job for job in jobs if options.peaks and job.backend != "opencv"]
+    # A busy moment makes a peak too low, never too high: measure it before and after the rows and take the better one.
+    peaks, _ = _peaks(with_peak, environment, progress, {})
+    begun = time.perf_counter() - state["seconds"]
     for turn in range(options.rounds):
-        left = [job for job in jobs if len(state.samples.get(job.key, ())) <= turn and job.key not in state.errors]
-        left = _affordable(left, state.costs, options.budget - spent()) if turn else left
+        left = [job for job in jobs if len(samples.get(job.key, ())) <= turn and job.key not in errors]
+        if turn:
+            left = _affordable(left, state["costs"], options.budget - (time.perf_counter() - begun))
         for index, job in enumerate(left if turn % 2 == 0 else left[::-1]):
             progress(f"round {turn + 1} of {options.rounds}, {index + 1} of {len(left)}: {job.key}")
             started = time.perf_counter()
-            _one(job, jobs, state, environment, _slice(options, turn, len(jobs), spent()), options)
-            state.costs[job.key] = time.perf_counter() - started
-            state.write(spent())
-    peaks, unmeasured = _peaks(jobs, environment, progress) if options.peaks else ([], [])
-    peaks = [_better(peak, before) for peak in peaks]
-    rows = [row_of(job, state.samples.get(job.key, []), state.errors.get(job.key), peaks) for job in jobs]
+            # Half of the row's part of what is left of the budget: starting takes time as well.
+            seconds = 0.5 * (options.budget - (started - begun)) / ((options.rounds - turn) * len(jobs))
+            reason = job.subject.failure or _beyond(job, jobs, samples, options)
+            sample = {"error": reason} if reason else _sample(job, max(0.1, seconds), environment)
+            if "error" in sample:
+                errors[job.key] = sample["error"]
+            else:
+                samples.setdefault(job.key, []).append(sample)
+            state["costs"][job.key] = time.perf_counter() - started
+            state["seconds"] = time.perf_counter() - begun
+            if partial is not None:
+                atomic_write(partial, dump_json(state).encode())
+    peaks, failed = _peaks(with_peak, environment, progress, peaks)
+    best = list(peaks.values())
+    rows = [row_of(job, samples.get(job.key, []), errors.get(job.key), best) for job in jobs]
     compare(rows)
+    settings = _SETTINGS.splitlines()
+    if options.isa_cap:
+        cap = f"ONEDNN_MAX_CPU_ISA={options.isa_cap}"
+        settings.append(f"{cap} limits oneDNN's kernels (OpenVINO's, torch's convolutions) and no others.")
     report = {
         **stamped,
-        "host": host | {"isa_cap": options.isa_cap or host["isa_cap"]},
+        "host": stamped["host"] | {"isa_cap": options.isa_cap or stamped["host"]["isa_cap"]},
         "threads": max(job.threads for job in jobs),
-        "seconds": round(spent(), 1),
-        "settings": _settings(options),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "settings": settings,
         "baseline": BASELINE,
-        "peaks": peaks,
-        "peak_errors": unmeasured,
+        "peaks": best,
+        "peak_errors": failed,
         "rows": rows,
     }
     if options.sweep is not None:
@@ -199,20 +201,17 @@ def measure_latency(
 
 
 def _identity(host: Mapping[str, Any], jobs: Sequence[Job], options: Options) -> str:
-    """Digest of the machine, the rows, the contents of their files, and the code."""
-    facts = [host, [dataclasses.asdict(job) for job in jobs], options.isa_cap]
-    facts.append(code_digest("models", "export", "runtime", "benchmarks"))
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name in sorted({name for job in jobs for name in (job.subject.path, job.subject.checkpoint) if name}):
-        path = Path(name)
-        file = path / "manifest.json" if path.is_dir() else path
-        if file.is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    """Return a digest of the machine, the rows, the contents of their files, and the code."""
+    names = sorted({name for job in jobs for name in (job.subject.path, job.subject.checkpoint) if name})
+    files = [file for name in names for file in (Path(name), Path(name) / "manifest.json") if file.is_file()]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    code = code_digest("models", "export", "runtime", "benchmarks")
+    facts = [host, [dataclasses.asdict(job) for job in jobs], options.isa_cap, contents, code]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _affordable(jobs: Sequence[Job], costs: Mapping[str, float], seconds: float) -> list[Job]:
-    """Those that fit together, by what they took last time, the cheapest first; in the order they had."""
+    """Keep the cheapest jobs that fit together into the time, by what each took last time; the order stays."""
     kept, total = set(), 0.0
     for job in sorted(jobs, key=lambda job: costs.get(job.key, 0.0)):
         total += costs.get(job.key, 0.0)
@@ -221,115 +220,60 @@ def _affordable(jobs: Sequence[Job], costs: Mapping[str, float], seconds: float)
     return [job for job in jobs if job.key in kept]
 
 
-def _environment(options: Options, jobs: Iterable[Job]) -> dict[str, str]:
-    environment = {}
-    if options.isa_cap:
-        environment["ONEDNN_MAX_CPU_ISA"] = options.isa_cap
-    if any(job.backend == "torch-compile" for job in jobs):
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(kept_folder() / "torch-inductor")
-    return environment
-
-
-def _settings(options: Options) -> list[str]:
-    settings = [
-        "Every row: an array of uint8 pictures in, an array of uint8 pictures out, in processes of its own, one a round.",
-        "Threads are set in every engine (torch: intra-op, one inter-op; ONNX Runtime: no spinning; OpenVINO: no pinning).",
-        "Precision is set in every engine: OpenVINO's float32 rows never run in bf16.",
-        "Bundles run through rdsr.runtime.Upscaler, torch runs the fused network as one module.",
-        "A batch runs at once in torch, and in ONNX Runtime for other people's graphs; elsewhere one picture after another.",
-        "Above 384×384 LR pixels an Upscaler cuts tiles, and torch does not; operations are counted without halos.",
-        "Cold start: from before the process is started to the first picture; median of the rounds. The first compiles what "
-        "OpenVINO's later ones find in a cache, for peers as for bundles.",
-        "Float rows turn uint8 into floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.",
-        "Memory comes from the system's allocator as it is set by default, for torch's rows as for all others.",
-        "Of fewer than 10 (100) runs, p90 (p99) is little but the slowest one.",
-        "Spread: largest less smallest median of the rounds, over the middle one; of four or more the furthest is left out.",
-    ]
-    if options.isa_cap:
-        settings.append(
-            f"ONEDNN_MAX_CPU_ISA={options.isa_cap} limits oneDNN's kernels (OpenVINO's, torch's convolutions), no others."
-        )
-    return settings
-
-
-def _slice(options: Options, turn: int, jobs: int, spent: float) -> float:
-    """Seconds of calls for a row in this round: half of its part of the budget, for starting takes time as well."""
-    rounds = options.rounds - turn
-    return max(0.1, 0.5 * (options.budget - spent) / (rounds * jobs))
-
-
-def _one(
-    job: Job, jobs: Sequence[Job], state: _State, environment: Mapping[str, str], seconds: float, options: Options
-) -> None:
-    if job.subject.failure is not None:
-        state.errors[job.key] = job.subject.failure
-        return
-    if options.sweep is not None and (reason := _beyond(job, jobs, state, options)) is not None:
-        state.errors[job.key] = reason
-        return
-    variables = {**environment, "OMP_NUM_THREADS": str(job.threads)}
+def _apart(module: str, function: str, arguments: Sequence[Any], environment: Mapping[str, str], threads: int) -> Sample:
+    """Call a function of a module beside this one in a new process; a failure becomes {"error": one line}."""
+    variables = {**environment, "OMP_NUM_THREADS": str(threads)}
     try:
-        facts = dataclasses.asdict(job) | {"seconds": seconds}
-        if job.subject.kind == "onnx":
-            facts["input"] = dataclasses.asdict(input_of(Path(str(job.subject.path))))
-        arguments = [facts | {"begun": time.time()}]
-        sample = call_apart(f"{__package__}.worker", "measure", arguments, timeout=_TIMEOUT, environment=variables)
+        return call_apart(f"{__package__}.{module}", function, arguments, timeout=_TIMEOUT, environment=variables)
     except ChildProcessError as error:
-        sample = {"error": " ".join(str(error).split())}
-    if "error" in sample:
-        state.errors[job.key] = sample["error"]
-    else:
-        state.samples.setdefault(job.key, []).append(sample)
+        return {"error": " ".join(str(error).split())}
 
 
-def _beyond(job: Job, jobs: Iterable[Job], state: _State, options: Options) -> str | None:
-    """Why a point of a sweep is not run, by what the series' smaller points so far let expect."""
-    points = []
-    for other in jobs:
-        samples = state.samples.get(other.key)
-        if samples and other.series == job.series and other.threads == job.threads:
-            points.append((other.pixels, statistics.median(samples[0]["times_ms"]) / 1e3, samples[0]["peak_rss_mb"]))
-    wanted = job.pixels
-    smaller = sorted(point for point in points if point[0] < wanted)
+def _sample(job: Job, seconds: float, environment: Mapping[str, str]) -> Sample:
+    """Run a row once in a new process; see `worker.measure`."""
+    facts = dataclasses.asdict(job) | {"seconds": seconds}
+    if job.subject.kind == "onnx":
+        facts["input"] = dataclasses.asdict(input_of(Path(str(job.subject.path))))
+    return _apart("worker", "measure", [facts | {"begun": time.time()}], environment, job.threads)
+
+
+def _beyond(job: Job, jobs: Sequence[Job], samples: Mapping[str, Sequence[Sample]], options: Options) -> str | None:
+    """Say why a point of a sweep is not run, judging by the smaller points of its series; None: it is run."""
+    smaller: list[tuple[int, float, float]] = []
+    for other in jobs if options.sweep else ():
+        same_series = dataclasses.replace(other, size=job.size, batch=job.batch) == job
+        if same_series and other.pixels < job.pixels and other.key in samples:
+            first = samples[other.key][0]
+            smaller.append((other.pixels, statistics.median(first["times_ms"]) / 1e3, first["peak_rss_mb"]))
     if not smaller:
         return None
-    pixels, seconds, megabytes = smaller[-1]
-    expected = seconds * wanted / pixels
+    *others, (pixels, seconds, megabytes) = sorted(smaller)
+    expected = seconds * job.pixels / pixels
     if expected > _LARGEST_SHARE * options.budget:
         return f"{NOT_RUN}: it would take some {expected:.0f} s a call, more than a quarter of the budget"
-    growth = 0.0 if len(smaller) < 2 else (megabytes - smaller[-2][2]) / (pixels - smaller[-2][0])
-    need, have = megabytes + growth * (wanted - pixels), psutil.virtual_memory().total / 2**20
+    growth = (megabytes - others[-1][2]) / (pixels - others[-1][0]) if others else 0.0
+    need, have = megabytes + growth * (job.pixels - pixels), psutil.virtual_memory().total / 2**20
     if need > 0.8 * have:
         return f"{NOT_RUN}: it would need some {need / 1024:.0f} GiB of memory, of {have / 1024:.0f} here"
     return None
 
 
-def _better(peak: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Its figures, or those of the same way among `others` where they are higher."""
-    of = ("backend", "precision", "threads")
-    same = [other for other in others if all(other[key] == peak[key] for key in of)]
-    return {key: value if key in of else max([value, *(other[key] for other in same)]) for key, value in peak.items()}
-
-
 def _peaks(
-    jobs: Sequence[Job], environment: Mapping[str, str], progress: Progress
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The best that each engine does at each precision and thread count, and a sentence for each that fails."""
-    ways = {
-        ("torch-eager" if job.backend == "torch-compile" else job.backend, job.precision, job.threads)
-        for job in jobs
-        if job.backend != "opencv"
-    }
-    peaks, failed = [], []
-    for backend, precision, threads in sorted(ways):
-        way = f"peak of {backend} {precision}, {threads} threads"
-        progress(way)
-        arguments = [backend, precision, threads]
-        variables = {**environment, "OMP_NUM_THREADS": str(threads)}
-        try:
-            peak = call_apart(f"{__package__}.peaks", "measure_peak", arguments, timeout=_TIMEOUT, environment=variables)
-        except ChildProcessError as error:
-            failed.append(f"{way}: {' '.join(str(error).split())}")
+    jobs: Sequence[Job], environment: Mapping[str, str], progress: Progress, before: Peaks
+) -> tuple[Peaks, list[str]]:
+    """Measure the peaks that the jobs are compared with; return them, and a sentence for each that failed.
+
+    A figure that was higher `before` counts.
+    """
+    peaks: dict[tuple[str, str, int], Sample] = {}
+    failed = []
+    for way in sorted({job.peak for job in jobs}):
+        name = "peak of {} {}, {} threads".format(*way)
+        progress(name)
+        peak = _apart("peaks", "measure_peak", way, environment, way[2])
+        if "error" in peak:
+            failed.append(f"{name}: {peak['error']}")
         else:
-            peaks.append(peak)
+            other = before.get(way, peak)
+            peaks[way] = {key: max(value, other[key]) for key, value in peak.items()}
     return peaks, failed

@@ -1,7 +1,8 @@
-"""One row of `rdsr bench latency`, in a process of its own: cold start, calls, peak memory."""
+"""Measure one row of `rdsr bench latency` in this process: cold start, calls, peak memory."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,17 +18,17 @@ __all__ = ["measure", "time_calls"]
 Pictures = NDArray[np.uint8]
 _MOST_CALLS = 500
 _LONG_WARM_UP = 0.5
-"""Seconds; after a first call that took longer, no other call is needed to be warm."""
+"""Seconds. If the first call takes longer, it is warm-up enough."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Start, call once, and call again for `job["seconds"]`; see `latency_rows.Job` for the rest.
+    """Load the model, call it once, then call it again for `job["seconds"]`. Other keys are the fields of `rows.Job`.
 
-    `job["input"]`: of an ONNX file, what `onnx_model.read_input` says, which is nothing that its users would wait for.
-    `job["begun"]`: `time.time()` before this process was started. What the system says of a process's start is a second off:
-    Linux rounds the time of its own start, to which that is relative.
+    `job["input"]`: for an ONNX file, the fields of `read_input`'s result; users would not wait for reading them.
+    `job["begun"]`: `time.time()` before this process was started. The system's own start time of a process can be a second
+    off, because it is relative to the start of Linux, which Linux rounds.
 
-    Whatever goes wrong is the one key "error": the last line of a traceback is often not what went wrong.
+    On any failure the result has one key, "error". (The last line of a traceback often does not say what went wrong.)
     """
     try:
         return _measure(job)
@@ -39,7 +40,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     height, width = job["size"]
     pictures = np.random.default_rng(0).integers(0, 256, (job["batch"], height, width, 3), dtype=np.uint8)
-    call = _KINDS[job["subject"]["kind"]](job)
+    call = _load(job)
     started = time.perf_counter()
     call(pictures)
     first = time.perf_counter() - started
@@ -49,7 +50,10 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most: int = _MOST_CALLS) -> list[float]:
-    """Milliseconds of single calls: one, and up to `most` that begin within `seconds`, after `warm_up` uncounted ones."""
+    """Return the milliseconds of single calls, after `warm_up` uncounted ones.
+
+    There is at least one call. Others follow up to `most` in all, as long as they begin within `seconds`.
+    """
     for _ in range(warm_up):
         call()
     begun = time.perf_counter()
@@ -61,39 +65,46 @@ def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most
     return times
 
 
-def _bicubic(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+def _load(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
+    """Load the job's model; return a function of N×H×W×3 pictures."""
+    subject = job["subject"]
+    engine = {key: job[key] for key in ("backend", "precision", "threads")}
+    if subject["kind"] == "function":  # "module:name" of a function that makes the callable: tests of the harness use it
+        module, _, name = subject["path"].partition(":")
+        return getattr(importlib.import_module(module), name)(job)
+    if subject["kind"] == "bicubic":
+        return _bicubic(subject["scale"], job["threads"])
+    if subject["kind"] == "onnx":
+        from ..subjects.onnx_model import OnnxModel, PictureInput
+
+        return OnnxModel(Path(subject["path"]), taken=PictureInput.of(job["input"]), **engine)
+    if job["backend"].startswith("torch"):
+        return _torch(Path(subject["checkpoint"]), job["threads"], compiled=job["backend"] == "torch-compile")
+    from ...runtime.upscaler import Upscaler
+
+    upscaler = Upscaler.load(subject["path"], **engine)
+    return lambda pictures: [upscaler(picture) for picture in pictures]  # it takes one picture a call
+
+
+def _bicubic(scale: int, threads: int) -> Callable[[Pictures], object]:
     import cv2
 
-    cv2.setNumThreads(job["threads"])
-    scale = job["subject"]["scale"]
+    cv2.setNumThreads(threads)
     return lambda pictures: [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for p in pictures]
 
 
-def _bundle(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    from ...runtime.upscaler import Upscaler
-
-    upscaler = Upscaler.load(
-        job["subject"]["path"], backend=job["backend"], precision=job["precision"], threads=job["threads"]
-    )
-    return lambda pictures: [upscaler(picture) for picture in pictures]  # it takes them one after another
-
-
-def _network(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    return _torch(job) if job["backend"].startswith("torch") else _bundle(job)
-
-
-def _torch(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    """The fused network with uint8 ends, eager or compiled."""
+def _torch(checkpoint: Path, threads: int, *, compiled: bool) -> Callable[[Pictures], object]:
+    """Load the fused network with uint8 in and out, eager or compiled."""
     import torch
 
     from ...export.graphs import graph_kind
     from ...models.registry import load_model
 
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    network = load_model(Path(job["subject"]["checkpoint"])).network.fuse()
+    network = load_model(checkpoint).network.fuse()
     module: Any = graph_kind(network, 0).whole("model.onnx", network).module.eval()
-    if job["backend"] == "torch-compile":
+    if compiled:
         module = torch.compile(module, dynamic=False)
 
     def call(pictures: Pictures) -> object:
@@ -101,33 +112,3 @@ def _torch(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
             return module(torch.from_numpy(pictures)).numpy()
 
     return call
-
-
-def _onnx(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    from ..subjects.onnx_model import OnnxModel, PictureInput
-
-    return OnnxModel(
-        Path(job["subject"]["path"]),
-        backend=job["backend"],
-        precision=job["precision"],
-        threads=job["threads"],
-        taken=PictureInput.of(job["input"]),
-    )
-
-
-def _function(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    """A Python function "module:name" that makes the callable from the job: for tests of the harness itself."""
-    import importlib
-
-    module, _, name = job["subject"]["path"].partition(":")
-    made: Callable[[Pictures], object] = getattr(importlib.import_module(module), name)(job)
-    return made
-
-
-_KINDS: dict[str, Callable[[Mapping[str, Any]], Callable[[Pictures], object]]] = {
-    "bicubic": _bicubic,
-    "bundle": _bundle,
-    "network": _network,
-    "onnx": _onnx,
-    "function": _function,
-}

@@ -1,1 +1,1 @@
-"""PSNR and SSIM of models on data sets, and what the latent prior does to the picture."""
+"""Measure PSNR and SSIM of models on data sets, and the effect of the latent prior on the picture."""

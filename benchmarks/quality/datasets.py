@@ -30,19 +30,16 @@ class Dataset:
     pairs: tuple[tuple[Path, Path], ...]
     """(LR, HR) paths, sorted by HR name."""
     degradation: str | None = None
-    """One of `TEST_DEGRADATIONS`, by which LR is made of HR; None for the data set's own LR."""
+    """The entry of `TEST_DEGRADATIONS` that makes LR from HR; None for the data set's own LR."""
 
     def __iter__(self) -> Iterator[tuple[str, Rgb, Rgb]]:
-        """(name, LR, HR) as H×W×3 uint8 RGB; HR is cropped to a multiple of the scale."""
+        """(name, LR, HR) of each pair, H×W×3 uint8 RGB. HR is cropped to a multiple of the scale."""
         for low, high in self.pairs:
             hr = _rgb(high)
             height, width = (side - side % self.scale for side in hr.shape[:2])
             hr = hr[:height, :width]
-            if self.degradation is not None:
-                yield high.stem, degrade_for_test(hr, self.scale, self.degradation, high.stem), hr
-                continue
-            lr = _rgb(low)
-            if (lr.shape[0] * self.scale, lr.shape[1] * self.scale) != (height, width):
+            lr = _rgb(low) if self.degradation is None else degrade_for_test(hr, self.scale, self.degradation, high.stem)
+            if lr.shape[:2] != (height // self.scale, width // self.scale):
                 raise BenchmarkError(
                     f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{self.scale} of {high} ({height}×{width})"
                 )
@@ -57,37 +54,34 @@ def _rgb(path: Path) -> Rgb:
     if pixels.dtype != np.uint8:
         raise BenchmarkError(f"{path} has {pixels.dtype} pixels; PSNR as papers report it needs 8-bit pictures")
     colour, _ = split_alpha(pixels)
-    return np.ascontiguousarray(np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour)
+    return np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)))
 
 
-def _folders(root: Path, scale: int) -> tuple[Path, Path, str] | None:
-    """HR folder, LR folder and what LR names have behind the HR name's stem."""
+def _folders(root: Path, scale: int) -> tuple[Path, Path, str]:
+    """HR folder, LR folder, and the suffix of an LR name after the stem of the HR name."""
     if (root / "HR").is_dir():
         return root / "HR", root / f"LRx{scale}", ""
-    # DIV2K_valid_HR/0801.png with DIV2K_valid_LR_bicubic/X4/0801x4.png, named by their parent or by the HR folder itself
+    # DIV2K_valid_HR/0801.png with DIV2K_valid_LR_bicubic/X4/0801x4.png; `root` is the HR folder or its parent
     found = [root] if root.name.endswith("_HR") else [high for high in sorted(root.glob("*_HR")) if high.is_dir()]
-    valid = [high for high in found if "valid" in high.name] or found
-    if not valid:
-        return None
-    if len(valid) > 1:
-        raise BenchmarkError(f"{root} holds several data sets ({', '.join(h.name for h in valid)}); name one of them")
-    high = valid[0]
+    found = [high for high in found if "valid" in high.name] or found
+    if not found:
+        raise BenchmarkError(f"{root} is no data set: it has neither HR/ nor a folder like DIV2K_valid_HR/")
+    if len(found) > 1:
+        raise BenchmarkError(f"{root} holds several data sets ({', '.join(h.name for h in found)}); name one of them")
+    high = found[0]
     return high, high.parent / re.sub(r"_HR$", "_LR_bicubic", high.name) / f"X{scale}", f"x{scale}"
 
 
 def find_dataset(root: Path, scale: int, degradation: str | None = None) -> Dataset:
-    """The data set in a folder; `BenchmarkError` names the folder or the picture that is missing.
+    """Find the pairs in a data set folder. With a `degradation`, LR is made from HR, and no LR folder is needed.
 
-    With a `degradation`, LR is made of HR, and the data set needs none of its own.
+    Raises `BenchmarkError`, which names the missing folder or picture, or the unknown degradation.
     """
     if degradation is not None and degradation not in TEST_DEGRADATIONS:
         raise BenchmarkError(f"degradation must be {', '.join(TEST_DEGRADATIONS)}, not {degradation!r}")
     if not root.is_dir():
         raise BenchmarkError(f"the data set {root} does not exist")
-    folders = _folders(root, scale)
-    if folders is None:
-        raise BenchmarkError(f"{root} is no data set: it has neither HR/ nor a folder like DIV2K_valid_HR/")
-    high, low, suffix = folders
+    high, low, suffix = _folders(root, scale)
     if not low.is_dir() and degradation is None:
         raise BenchmarkError(f"the data set {root} has no {low} for ×{scale}")
     pairs = tuple((low / f"{path.stem}{suffix}.png", path) for path in sorted(high.glob("*.png")))

@@ -1,86 +1,97 @@
-"""What `rdsr bench report` reads: the JSON files of a results folder, checked key by key."""
+"""What `rdsr bench report` reads: the JSON files of a results folder, checked by pydantic."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import AfterValidator, Field, Strict, TypeAdapter, ValidationError
+
+from ...runtime.files import read_regular
 from ..errors import BenchmarkError
 from ..latency.rows import SWEEPS
-from .fields import Node, clean, load
 
-__all__ = ["CROPS", "Fit", "Host", "Peak", "Peer", "Quality", "Results", "Row", "Sweep", "Way", "read_results"]
+__all__ = ["Fit", "Quality", "Results", "Row", "Sweep", "Way", "read_quality", "read_results"]
 
-CROPS = "crops.png"
-_LONGEST_KIND = 24
-"""Letters of an engine, precision or data set; longer ones push the plots off their page."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One model on one engine at one precision, LR size, batch and thread count; measured unless `error` is set."""
-
-    model: str
-    """As it was named by the user."""
-    weights: str
-    """trained, random, none or given."""
-    backend: str
-    precision: str
-    size: tuple[int, int]
-    """Height and width of the LR picture."""
-    batch: int
-    threads: int
-    error: str | None
-    """Why there are no figures."""
-    failed_later: str | None = None
-    """Why there are fewer rounds than there should be."""
-    runs: int | None = None
-    p50_ms: float = math.nan
-    """Of a whole call; above 0 where `error` is None."""
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    min_ms: float | None = None
-    spread: float | None = None
-    """Of the rounds' medians, see `latency_rows`."""
-    stable: bool = True
-    cold_start_ms: float | None = None
-    peak_rss_mb: float | None = None
-    """MiB."""
-    gflops: float | None = None
-    """2·MACs of a call, 10⁹."""
-    params_m: float | None = None
-    speedup_vs_baseline: float | None = None
-    throughput_gflops: float | None = None
-    """10⁹ operations a second."""
-    share_of_peak: float | None = None
-    """Of the measured peak of this engine and precision; 1 is all of it."""
+_LARGEST_FILE = 64 << 20
+_LONGEST_TEXT = 1000
+Text = Annotated[str, Strict()]
+Short = Annotated[Text, AfterValidator(lambda text: text[:24])]
+"""Name of an engine, precision or data set. Longer ones push the plots off their page."""
+# Larger numbers mean nothing here, and break axes and columns.
+Number = Annotated[float, Strict(), Field(gt=-1e12, lt=1e12)]
+Positive = Annotated[Number, Field(ge=1e-9)]
+Whole = Annotated[int, Strict(), Field(gt=0, lt=10**9)]
+Side = Annotated[Whole, Field(lt=10**6)]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What identifies the baseline, or a line of a sweep."""
+    """A model, as the user named it, on an engine at a precision. It identifies the baseline and the lines of a sweep."""
 
-    model: str
-    backend: str
-    precision: str
+    model: Text
+    backend: Short
+    precision: Short
 
-    @classmethod
-    def of(cls, row: Row) -> Way:
-        """That of a row."""
-        return cls(row.model, row.backend, row.precision)
+    @property
+    def way(self) -> Way:
+        """The same without anything else."""
+        return Way(self.model, self.backend, self.precision)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a line of a sweep grows: time ∝ what is swept to the power of `exponent`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(Way):
+    """One way to run a model at one LR size, batch and thread count. It has times unless `error` is set.
 
-    of: Way
-    exponent: float | None
-    steepest: float | None = None
-    """The largest between two neighbours."""
+    `peak_rss_mb` is in MiB, `gflops` is 2·MACs of a call in 10⁹, `params_m` parameters in millions, `throughput_gflops` 10⁹
+    operations a second.
+    """
+
+    weights: Text = ""
+    """trained, random, none or given."""
+    size: tuple[Side, Side]
+    """Height and width of the LR picture."""
+    batch: Whole = 1
+    threads: Whole = 1
+    error: Text | None = None
+    """Why there are no figures."""
+    failed_later: Text | None = None
+    """Why there are fewer rounds than there should be."""
+    runs: Whole | None = None
+    p50_ms: Positive = math.nan
+    """Median time of a whole call; NaN in a row with an error."""
+    p90_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    min_ms: Positive | None = None
+    spread: Number | None = None
+    """How far the medians of the rounds lie apart, as a share of the middle one; see `latency/rows.py`."""
+    stable: Annotated[bool, Strict()] = True
+    cold_start_ms: Positive | None = None
+    peak_rss_mb: Positive | None = None
+    gflops: Number | None = None
+    params_m: Number | None = None
+    speedup_vs_baseline: Positive | None = None
+    throughput_gflops: Number | None = None
+    share_of_peak: Number | None = None
+    """Throughput over the measured peak of this engine and precision; 1 is all of it."""
+
+    def __post_init__(self) -> None:
+        if self.error is None and math.isnan(self.p50_ms):
+            raise ValueError("has neither p50_ms nor error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit(Way):
+    """Growth of a line of a sweep: time ∝ what is swept to the power of `exponent`."""
+
+    exponent: Number | None = None
+    steepest: Number | None = None
+    """The largest exponent between two neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,213 +99,161 @@ class Sweep:
     """Rows that differ in size, threads or batch, and the fits to them."""
 
     rows: tuple[Row, ...]
-    fits: tuple[Fit, ...]
-    date: str | None
-    commit: str | None
+    fits: tuple[Fit, ...] = ()
+    date: Text | None = None
+    commit: Text | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What the machine was measured to give at most, 10⁹ operations a second."""
+    """The most that the machine was measured to give, 10⁹ operations a second."""
 
-    backend: str
-    precision: str
-    threads: int
-    convolution_gflops: float | None
-    matmul_gflops: float | None
+    backend: Short
+    precision: Short
+    threads: Whole
+    convolution_gflops: Number | None = None
+    matmul_gflops: Number | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Quality:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quality(Way):
     """One model on one data set; means over the pictures."""
 
-    dataset: str
-    scale: int
-    model: str
-    backend: str
-    precision: str
-    images: int | None
-    psnr_y: float
-    ssim_y: float | None
-    psnr_rgb: float | None
-    weights: str = ""
-    """As of `Row`."""
+    dataset: Short
+    psnr_y: Number
+    scale: Whole = 4
+    images: Whole | None = None
+    ssim_y: Number | None = None
+    psnr_rgb: Number | None = None
+    weights: Text = ""
+    degradation: Text = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """PSNR-Y of a model, data set by data set, that was not measured here."""
+    """PSNR-Y of a model as others published it, data set by data set."""
 
-    model: str
-    psnr_y: Mapping[str, float]
-    source: str
-    note: str
+    model: Text
+    psnr_y: dict[Short, Number]
+    source: Text = ""
+    note: Text = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """The machine; None for what it did not tell."""
+    """The machine. None stands for what is not known."""
 
-    cpu: str | None
-    isa: str | None
-    isa_cap: str | None
-    cores: int | None
-    governor: str | None
-    memory_gb: float | None
-    os: str | None
-    python: str | None
-    versions: Mapping[str, str]
+    cpu: Text | None = None
+    isa: Text | None = None
+    isa_cap: Text | None = None
+    cores: Whole | None = None
+    governor: Text | None = None
+    memory_gb: Number | None = None
+    os: Text | None = None
+    python: Text | None = None
+    versions: dict[Text, Text] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
-    """All that a results folder holds."""
+class Rated:
+    """The contents of quality.json."""
 
-    date: str
-    commit: str | None
-    host: Host
-    threads: int
-    settings: tuple[str, ...]
-    baseline: Way | None
-    peaks: tuple[Peak, ...]
-    rows: tuple[Row, ...]
-    sweeps: Mapping[str, Sweep]
-    """size, threads, batch → the sweep, for those that were made."""
-    quality: tuple[Quality, ...]
-    quality_of: str | None
-    """When and with which code quality was measured, where that is not `date` and `commit`."""
+    rows: tuple[Quality, ...]
+    date: Text | None = None
+    commit: Text | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The contents of peers.json."""
+
     peers: tuple[Peer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a results folder holds: the contents of latency.json, and what other files add."""
+
+    date: Text
+    commit: Text | None = None
+    host: Host = dataclasses.field(default_factory=Host)
+    threads: Whole
+    settings: tuple[Text, ...] = ()
+    baseline: Way | None = None
+    peaks: tuple[Peak, ...] = ()
+    rows: tuple[Row, ...]
+    sweeps: dict[str, Sweep]
+    """size, threads, batch → the sweep, if it was made."""
+    rated: Rated
+    published: Published
     crops: bool
-    """Whether the folder has a PNG of crops."""
+    """True if the folder has crops.png."""
 
 
 def read_results(folder: Path) -> Results:
-    """Read latency.json, which must be there, and what else lies beside it.
+    """Read latency.json, which must be there, and the other files of the folder.
 
-    Raises `BenchmarkError`, one sentence that names the file and the key, for a file that cannot be read or is none.
+    Raises `BenchmarkError`, one sentence that names the file and the key, for a file that cannot be read or is no result.
     """
     if not (folder / "latency.json").exists():
         raise BenchmarkError(f"{folder} has no latency.json; `rdsr bench latency -o {folder}` writes one")
-    latency = load(folder / "latency.json")
-    quality, peers = (load(path) if path.exists() else None for path in (folder / "quality.json", folder / "peers.json"))
-    baseline = latency.maybe_node("baseline")
-    date, commit = latency.text("date"), latency.maybe_text("commit")
-    return Results(
-        date=date,
-        commit=commit,
-        host=_host(latency.maybe_node("host") or Node(latency.file, "host", {})),
-        threads=latency.whole("threads"),
-        settings=tuple(latency.texts("settings")),
-        baseline=_way(baseline) if baseline else None,
-        peaks=tuple(_peak(node) for node in latency.nodes("peaks", optional=True)),
-        rows=tuple(_row(node) for node in latency.nodes("rows")),
-        sweeps={name: _sweep(load(path)) for name in SWEEPS if (path := folder / f"sweep-{name}.json").exists()},
-        quality=tuple(_quality(node) for node in _quality_nodes(quality)) if quality else (),
-        quality_of=_measured_otherwise(quality, commit) if quality else None,
-        peers=tuple(_peer(node) for node in peers.nodes("peers")) if peers else (),
-        crops=(folder / CROPS).is_file(),
+    return _read(
+        Results,
+        folder / "latency.json",
+        sweeps={name: _read(Sweep, path) for name in SWEEPS if (path := folder / f"sweep-{name}.json").exists()},
+        rated=read_quality(path) if (path := folder / "quality.json").exists() else Rated(()),
+        published=_read(Published, path) if (path := folder / "peers.json").exists() else Published(()),
+        crops=(folder / "crops.png").is_file(),
     )
 
 
-def _measured_otherwise(node: Node, commit: str | None) -> str | None:
-    """ "2026-11-25, commit 0123456" of a file that another commit's code measured."""
-    date, other = node.maybe_text("date"), node.maybe_text("commit")
-    if date is None or other == commit:
-        return None
-    return date[:10] + (f", commit {other}" if other else "")
+def read_quality(path: Path) -> Rated:
+    """Read quality.json, a report of rows or of a single one. Raises `BenchmarkError` like `read_results`.
+
+    Rows of degraded pictures are left out: their PSNR cannot stand beside the usual one.
+    """
+    rated = _read(Rated, path)
+    return dataclasses.replace(rated, rows=tuple(row for row in rated.rows if row.degradation == "bicubic"))
 
 
-def _way(node: Node) -> Way:
-    return Way(node.text("model"), node.text("backend")[:_LONGEST_KIND], node.text("precision")[:_LONGEST_KIND])
+def _read(kind: type[T], path: Path, **known: Any) -> T:
+    """The contents of a JSON file, and what is known already, as a dataclass. Unknown keys are allowed; null is no value."""
+    try:
+        content = _cleaned(json.loads(read_regular(path, _LARGEST_FILE)))
+    except OSError as error:
+        raise BenchmarkError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers of thousands of digits
+        raise BenchmarkError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BenchmarkError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    if kind is Rated and "rows" not in content:
+        content["rows"] = [dict(content)]
+    try:
+        return TypeAdapter(kind).validate_python(content | known)
+    except ValidationError as error:
+        raise BenchmarkError(f"{path}: {_sentence(error)}") from error
 
 
-def _row(node: Node) -> Row:
-    size = node.content.get("size")
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side < 10**6 for side in size)
-    ):
-        node.refuse("size", "[height, width]")
-    subject = _way(node)
-    common: dict[str, Any] = {
-        **dataclasses.asdict(subject),
-        "weights": node.maybe_text("weights") or "",
-        "size": (size[0], size[1]),
-        "batch": node.whole("batch", 1),
-        "threads": node.whole("threads", 1),
-        "error": node.maybe_text("error"),
-    }
-    if common["error"] is not None:
-        return Row(**common)
-    common["failed_later"] = node.maybe_text("failed_later")
-    stable = node.content.get("stable")
-    if stable is not None and not isinstance(stable, bool):
-        node.refuse("stable", "true or false")
-    keys = ("p90_ms", "p99_ms", "min_ms", "cold_start_ms", "peak_rss_mb", "speedup_vs_baseline")
-    more = ("spread", "gflops", "params_m", "throughput_gflops", "share_of_peak")
-    figures: dict[str, Any] = {key: node.maybe_positive(key) for key in keys}
-    figures |= {key: node.maybe_number(key) for key in more}
-    p50_ms = node.positive("p50_ms")
-    return Row(**common, runs=node.maybe_whole("runs"), p50_ms=p50_ms, stable=stable is not False, **figures)
+def _cleaned(value: Any) -> Any:
+    """Make every text one line without control characters, lone surrogates and marks that turn the direction of writing.
+
+    Keys whose value is null are dropped.
+    """
+    if isinstance(value, str):
+        line = " ".join(value[:_LONGEST_TEXT].split())
+        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(entry) for key, entry in value.items() if entry is not None}
+    return [_cleaned(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _sweep(node: Node) -> Sweep:
-    return Sweep(
-        rows=tuple(_row(entry) for entry in node.nodes("rows")),
-        fits=tuple(
-            Fit(_way(entry), entry.maybe_number("exponent"), entry.maybe_number("steepest"))
-            for entry in node.nodes("fits", optional=True)
-        ),
-        date=node.maybe_text("date"),
-        commit=node.maybe_text("commit"),
-    )
-
-
-def _peak(node: Node) -> Peak:
-    return Peak(
-        node.text("backend")[:_LONGEST_KIND],
-        node.text("precision")[:_LONGEST_KIND],
-        node.whole("threads", 1),
-        node.maybe_number("convolution_gflops"),
-        node.maybe_number("matmul_gflops"),
-    )
-
-
-def _quality_nodes(node: Node) -> list[Node]:
-    """A report of one row is that row itself. Rows of degraded pictures cannot stand beside others'."""
-    nodes = node.nodes("rows") if "rows" in node.content else [node]
-    return [row for row in nodes if row.maybe_text("degradation") in (None, "bicubic")]
-
-
-def _quality(node: Node) -> Quality:
-    return Quality(
-        dataset=node.text("dataset")[:_LONGEST_KIND],
-        scale=node.whole("scale", 4),
-        **dataclasses.asdict(_way(node)),
-        images=node.maybe_whole("images"),
-        psnr_y=node.number("psnr_y"),
-        ssim_y=node.maybe_number("ssim_y"),
-        psnr_rgb=node.maybe_number("psnr_rgb"),
-        weights=node.maybe_text("weights") or "",
-    )
-
-
-def _peer(node: Node) -> Peer:
-    psnr = node.node("psnr_y")
-    return Peer(
-        node.text("model"),
-        {clean(name)[:_LONGEST_KIND]: psnr.number(name) for name in psnr.content},
-        node.maybe_text("source") or "",
-        node.maybe_text("note") or "",
-    )
-
-
-def _host(node: Node) -> Host:
-    versions = node.maybe_node("versions")
-    return Host(
-        **{key: node.maybe_text(key) for key in ("cpu", "isa", "isa_cap", "governor", "os", "python")},
-        cores=node.maybe_whole("cores"),
-        memory_gb=node.maybe_number("memory_gb"),
-        versions={clean(name): versions.text(name) for name in versions.content} if versions else {},
-    )
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong: rows[0].p50_ms should be a valid number, not 'fast'."""
+    first = error.errors()[0]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "value_error":
+        return f"{key} {first['ctx']['error']}"
+    wanted = re.sub(r"a dictionary or an instance of \w+", "an object", first["msg"].removeprefix("Input "))
+    return f"{key} {wanted}, not {repr(first['input'])[:60]}"

@@ -1,286 +1,149 @@
-"""The sections of a report: tables and plots, each left out where its figures are missing."""
+"""The tables and plots of a report. `templates/report.j2` puts them in order and says what they show."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .data import CROPS, Host, Results, Row, Sweep
-from .document import Block, Bullets, Heading, Picture, Table, Text
-from .facts import NOTES, Facts, headlines, ratio
-from .front import plot_front
-from .plots import MOST_BARS, plot_latency, plot_memory, plot_peak, plot_sweep
-from .tables import Columns
+from .data import Row
+from .facts import Facts, quantity, ratio
+from .front import draw_front
+from .plots import Bars, plot_bars, plot_sweep
+from .tables import COLUMNS, Columns, write_figure
 
-__all__ = ["KIND", "isa_text", "ratio_columns", "rows_table", "sections"]
+__all__ = ["Table", "draw_plots", "readme_table", "report_tables"]
 
-_SUBJECT: Columns = {"model": ("model", ""), "backend": ("engine", ""), "precision": ("precision", "")}
-KIND: Columns = {"model": ("model", ""), "weights": ("weights", ""), **_SUBJECT}
-"""The columns that say what a row is of."""
-_SWEPT = {"size": "pixels", "threads": "threads", "batch": "pictures a call"}
-_FRONT_CAPTION = (
-    "PSNR-Y against the time of a call, each model and precision on its fastest engine. Up and to the left is better; "
-    "names in bold are on the Pareto front: nothing here is both faster and better."
-)
+_COLUMNS = COLUMNS["report"]
+_KIND, _SETTING, _TIMES = _COLUMNS["kind"], _COLUMNS["setting"], _COLUMNS["times"]
+_SPELLED = {"diffir": "DiffIR"}
 
 
-def sections(facts: Facts, folder: Path) -> tuple[list[Block], list[Path]]:
-    """All blocks of the report, and the plots, which are drawn into the folder. Needs matplotlib; raises `OutputError`."""
-    pictures = _Pictures(folder)
-    blocks = [
-        *_top(facts),
-        *_latency(facts, pictures),
-        *_quality(facts, pictures),
-        *(block for name, sweep in facts.results.sweeps.items() for block in _sweep(facts, name, sweep, pictures)),
-        *_memory(facts, pictures),
-        *_peak(facts, pictures),
-        *_crops(facts.results),
-        *_failures(facts),
-    ]
-    return blocks, pictures.written
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under columns. Columns with a format stand to the right."""
+
+    columns: Columns
+    rows: Sequence[Mapping[str, Any]]
 
 
-class _Pictures:
-    """Draws into the report's folder and remembers what it drew."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.written: list[Path] = []
-
-    def draw(self, name: str, caption: str, plot: Callable[[Path], None]) -> Picture:
-        target = self._folder / name
-        plot(target)
-        self.written.append(target)
-        return Picture(name, caption)
+def _table(titles: Columns, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """A table without the columns that no row has anything for."""
+    rows = list(rows)
+    return Table({key: title for key, title in titles.items() if any(row[key] not in (None, "") for row in rows)}, rows)
 
 
-def rows_table(facts: Facts, columns: Columns, rows: Sequence[Row], **extra: Callable[[Row], Any]) -> Table:
-    """A table of benchmark rows, names marked; `extra` are columns that a row does not have itself."""
+def _rows_table(facts: Facts, titles: Columns, rows: Iterable[Row]) -> Table:
+    """A table of benchmark rows."""
 
-    def value(row: Row, key: str) -> Any:
-        if key in extra:
-            return extra[key](row)
-        if key == "model":
-            return facts.name(row)
-        return f"{row.size[0]}×{row.size[1]}" if key == "size" else getattr(row, key)
+    def filled(row: Row) -> dict[str, Any]:
+        times, times_fp32 = facts.speedup(row), facts.speedup_fp32(row)
+        more = {"times": times and ratio(times), "times_fp32": times_fp32 and ratio(times_fp32)}
+        more |= {"model": facts.names[row.model], "size": f"{row.size[0]}×{row.size[1]}"}
+        return vars(row) | more | {"why": row.error or row.failed_later}
 
-    filled = [{key: value(row, key) for key in columns} for row in rows]
-    # A column that no row has anything for says nothing.
-    kept = {key: entry for key, entry in columns.items() if not rows or any(row[key] not in (None, "") for row in filled)}
-    return Table(kept, filled, facts.notes(rows))
+    return _table({**_KIND, **titles}, map(filled, rows))
 
 
-_SETTING: Columns = {"size": ("LR size", ""), "batch": ("batch", "d"), "threads": ("threads", "d")}
-_TIMES: Columns = {
-    "p50_ms": ("p50 (ms)", ",.2f"),
-    "p90_ms": ("p90 (ms)", ",.2f"),
-    "p99_ms": ("p99 (ms)", ",.2f"),
-    "min_ms": ("fastest (ms)", ",.2f"),
-    "spread": ("spread of rounds", ".1%"),
-    "runs": ("runs", "d"),
-}
-
-
-def ratio_columns(facts: Facts) -> tuple[Columns, dict[str, Callable[[Row], Any]]]:
-    """Columns of how many times as fast as the baseline, where there is one."""
-    baseline = facts.results.baseline
-    if baseline is None:
-        return {}, {}
-    name = facts.names[baseline.model]
-    columns = {"times": ("× baseline", "s"), "times_fp32": (f"× {name}'s fastest fp32", "s")}
-
-    def text(of: Callable[[Row], float | None]) -> Callable[[Row], str | None]:
-        return lambda row: None if (value := of(row)) is None else ratio(value)
-
-    return columns, {"times": text(facts.speedup), "times_fp32": text(facts.speedup_fp32)}
-
-
-def _top(facts: Facts) -> list[Block]:
-    """What was found, and on what it was measured."""
-    results, host = facts.results, facts.results.host
-    baseline = results.baseline
-    engine = f"{facts.marked(baseline.model)} on {baseline.backend}, {baseline.precision}" if baseline else None
-    entries = {
-        "date": results.date,
-        "commit": results.commit,
-        "CPU": host.cpu,
-        "instruction set": isa_text(host),
-        "cores": host.cores,
-        "governor": host.governor,
-        "memory": None if host.memory_gb is None else f"{host.memory_gb:g} GB",
-        "system": host.os,
-        "Python": host.python,
-        "versions": ", ".join(f"{name} {version}" for name, version in host.versions.items()),
-        "threads": results.threads,
-        "baseline": engine,
+def report_tables(facts: Facts) -> dict[str, Table]:
+    """All tables of the report; those without rows are empty. A sweep has two: of its rows, and of its exponents."""
+    results, host, name = facts.results, facts.results.host, facts.names
+    versions = ", ".join(f"{package} {version}" for package, version in host.versions.items())
+    machine = vars(results) | vars(host) | {"versions": versions, "baseline": facts.baseline_text}
+    times = dict(_TIMES)
+    if results.baseline:
+        times |= {"times": ("× baseline", "s"), "times_fp32": (f"× {name[results.baseline.model]}'s fastest fp32", "s")}
+    # Keys of data sets do not collide with other keys, whatever they are called.
+    peers = [(peer, {f"set {key}": psnr for key, psnr in peer.psnr_y.items()}) for peer in results.published.peers]
+    datasets = {key: (f"{key[4:]} (dB)", ".2f") for _, psnr in peers for key in psnr}
+    tables = {
+        "machine": Table(
+            {"what": ("", ""), "value": ("", "")},
+            [{"what": what, "value": str(machine[key])} for key, (what, _) in _COLUMNS["machine"].items() if machine[key]],
+        ),
+        "latency": _rows_table(facts, times, facts.rows),
+        "others": _rows_table(facts, {**_SETTING, **times}, facts.others),
+        "quality": _table(
+            _COLUMNS["rated"],
+            (vars(row) | {"model": name[row.model], "scale": f"×{row.scale}"} for row in results.rated.rows),
+        ),
+        "published": _table(
+            {"model": ("model", ""), **datasets, "source": ("source", ""), "note": ("note", "")},
+            (dict.fromkeys(datasets) | vars(peer) | psnr | {"model": name[peer.model]} for peer, psnr in peers),
+        ),
+        "memory": _rows_table(facts, _COLUMNS["memory"], facts.weighed),
+        "share": _rows_table(facts, _COLUMNS["share"], facts.by_share),
+        "peaks": _table(_COLUMNS["peaks"], map(vars, results.peaks)),
+        "failures": _rows_table(facts, {**_SETTING, "why": ("why", "")}, facts.failed),
     }
-    rows = [{"what": what, "value": str(value)} for what, value in entries.items() if value]
-    blocks: list[Block] = [Bullets(headlines(facts)), Heading("Machine and settings")]
-    blocks.append(Table({"what": ("", ""), "value": ("", "")}, rows))
-    if results.settings:
-        blocks.append(Bullets(results.settings))
-    return blocks
+    for swept, rows in facts.swept.items():
+        weights = {row.model: row.weights for row in rows}
+        fits = [fit for fit in results.sweeps[swept].fits if fit.exponent is not None and fit.model in weights]
+        tables[swept] = _rows_table(facts, {**_SETTING, **_TIMES}, rows)
+        tables[f"{swept} fits"] = _table(
+            _COLUMNS["fits"],
+            (vars(fit) | {"model": name[fit.model], "weights": weights[fit.model]} for fit in fits),
+        )
+    return tables
 
 
-def isa_text(host: Host) -> str | None:
-    """The instruction set, and the one that the engines were held to if any."""
-    return f"{host.isa or 'unknown'}, capped at {host.isa_cap}" if host.isa_cap else host.isa
+def readme_table(facts: Facts) -> tuple[Table, int]:
+    """At most four rows whose PSNR was measured, and how many of them are unstable.
+
+    Each model comes in its fastest precision, our own models before others. If that gives fewer than four rows, our most
+    precise other rows fill them up.
+    """
+    fastest: dict[str, Row] = {}
+    measured = [point for point in facts.points if not point.published]
+    for point in measured:
+        fastest.setdefault(point.row.model, point.row)
+    others = sorted(measured, key=lambda point: -point.psnr_y)
+    fill = [point.row for point in others if facts.is_ours(point.row) and point.row not in fastest.values()]
+    kept = [*sorted(fastest.values(), key=lambda row: not facts.is_ours(row)), *fill][:4]
+    rows = []
+    for row in sorted(kept, key=lambda row: row.p50_ms):
+        times, psnr = facts.speedup(row), facts.psnr_y(row)
+        rows.append({"model": f"{facts.names[row.model]}, {row.precision}", "psnr": psnr and psnr[0]})
+        rows[-1] |= {"ms": quantity(row.p50_ms), "times": times and ratio(times)}
+    titles = {"model": ("model", ""), "psnr": ("PSNR-Y (dB)", ".2f"), "ms": ("ms", "s")}
+    if base := facts.results.baseline:
+        titles["times"] = f"× as fast as {_SPELLED.get(base.model, facts.names[base.model])}", "s"
+    return _table(titles, rows), sum(not row.stable for row in kept)
 
 
-def _latency(facts: Facts, pictures: _Pictures) -> list[Block]:
-    if not facts.rows:
-        return []
-    caption = f"Median time of a call, {facts.size_text}; shorter is faster."
-    if len(facts.rows) > MOST_BARS:
-        caption += f" The {len(facts.rows) - MOST_BARS} slowest rows are in the table alone."
-    columns, extra = ratio_columns(facts)
-    blocks: list[Block] = [
-        Heading("Latency"),
-        pictures.draw("latency.png", caption, lambda target: plot_latency(facts, target)),
-        rows_table(facts, {**KIND, **_TIMES, **columns}, facts.rows, **extra),
+def draw_plots(facts: Facts, folder: Path) -> list[Path]:
+    """Write the plots that there are figures for as PNG. Needs matplotlib and textalloc; raises `OutputError`."""
+
+    def time_text(row: Row) -> str:
+        times = facts.speedup(row)
+        after = ", baseline" if facts.is_baseline(row) else "" if times is None else f", {ratio(times)}×"
+        return f"{quantity(row.p50_ms)} ms{after}"
+
+    def share_text(row: Row) -> str:
+        speed = "" if row.throughput_gflops is None else f", {quantity(row.throughput_gflops)} GFLOP/s"
+        return f"{100 * (row.share_of_peak or 0.0):.0f} %{speed}"
+
+    title = facts.size_text + (f"; × = times as fast as {facts.baseline_text}" if facts.baseline_text else "")
+    label = "share of the measured peak of the engine at that precision (%)"
+    times = [Bars("median time of a call (ms, logarithmic)", lambda row: row.p50_ms, time_text)]
+    shares = [Bars(label, lambda row: 100 * (row.share_of_peak or 0.0), share_text, start=0.0, limit=100.0)]
+    memory = [
+        Bars("peak resident memory of the process (MiB)", lambda row: row.peak_rss_mb, start=0.0),
+        Bars("from start to the first result (ms, logarithmic)", lambda row: row.cold_start_ms),
     ]
-    if facts.others:
-        blocks += [
-            Text("Rows of other sizes, batches and thread counts:"),
-            rows_table(
-                facts,
-                {**KIND, **_SETTING, **_TIMES, "times": ("× baseline", "s")} if columns else {**KIND, **_SETTING, **_TIMES},
-                facts.others,
-                **extra,
-            ),
-        ]
-    return blocks
-
-
-_QUALITY_COLUMNS: Columns = {
-    "dataset": ("data set", ""),
-    "model": ("model", ""),
-    "scale": ("scale", ""),
-    "backend": ("engine", ""),
-    "precision": ("precision", ""),
-    "images": ("images", "d"),
-    "psnr_y": ("PSNR-Y (dB)", ".3f"),
-    "ssim_y": ("SSIM-Y", ".4f"),
-    "psnr_rgb": ("PSNR-RGB (dB)", ".3f"),
-}
-
-
-def _quality(facts: Facts, pictures: _Pictures) -> list[Block]:
-    results = facts.results
-    if not results.quality and not results.peers:
-        return []
-    blocks: list[Block] = [Heading("Quality against time")]
-    if facts.points:
-        caption = _FRONT_CAPTION
-        if any(point.published for point in facts.points):
-            caption += " Hollow: published PSNR, as the weights here are random."
-        blocks.append(pictures.draw("front.png", caption, lambda target: plot_front(facts, target)))
-    if results.quality:
-        rows = [
-            dataclasses.asdict(row) | {"model": facts.marked(row.model), "scale": f"×{row.scale}"} for row in results.quality
-        ]
-        random = any(facts.is_random(row.model) for row in results.quality)
-        if results.quality_of:
-            blocks.append(Text(f"Quality was measured {results.quality_of}."))
-        blocks.append(Table(_QUALITY_COLUMNS, rows, [f"* {NOTES['*']}"] if random else []))
-    if results.peers:
-        datasets = dict.fromkeys(name for peer in results.peers for name in peer.psnr_y)
-        # Data sets are columns of their own, whatever they are called.
-        columns = {"model": ("model", ""), **{f"set {name}": (f"{name} (dB)", ".2f") for name in datasets}}
-        columns |= {"source": ("source", ""), "note": ("note", "")}
-        filled = [
-            {"model": facts.marked(peer.model), "source": peer.source, "note": peer.note}
-            | {f"set {name}": peer.psnr_y.get(name) for name in datasets}
-            for peer in results.peers
-        ]
-        blocks += [Text("Published PSNR-Y of models that were not measured for quality here:"), Table(columns, filled)]
-    return blocks
-
-
-def _sweep(facts: Facts, name: str, sweep: Sweep, pictures: _Pictures) -> list[Block]:
-    measured = [row for row in sweep.rows if row.error is None]
-    if not measured:
-        return []
-    what = _SWEPT[name]
-    blocks: list[Block] = [Heading(f"Time over {what}")]
-    results = facts.results
-    if (sweep.date, sweep.commit) != (results.date, results.commit) and sweep.date:
-        blocks.append(Text(f"Measured {sweep.date}{f', commit {sweep.commit}' if sweep.commit else ''}."))
-    caption = f"Median time of a call over {what}; the broad grey line is ideal growth, which a parallel line has."
-    blocks.append(
-        pictures.draw(f"scaling-{name}.png", caption, lambda target: plot_sweep(facts, name, sweep, target)),
-    )
-    blocks.append(rows_table(facts, {**KIND, **_SETTING, **_TIMES}, measured))
-    fits = [
-        {**dataclasses.asdict(fit.of), "model": facts.line_name(fit.of, sweep.rows)}
-        | {"exponent": fit.exponent, "steepest": fit.steepest}
-        for fit in sweep.fits
-        if fit.exponent is not None and fit.of.model in facts.names
-    ]
-    if fits:
-        columns: Columns = {**_SUBJECT, "exponent": (f"exponent: time ∝ {what}^…", ".3f")}
-        if any(fit["steepest"] is not None for fit in fits):
-            columns = {**columns, "steepest": ("steepest between neighbours", ".3f")}
-        blocks.append(Table(columns, fits, facts.notes(measured)))
-    return blocks
-
-
-def _memory(facts: Facts, pictures: _Pictures) -> list[Block]:
-    if all(row.peak_rss_mb is None and row.cold_start_ms is None for row in facts.rows):
-        return []
-    caption = f"Memory at its peak, and the time from start to the first result, {facts.size_text}; shorter is better."
-    columns = {
-        "peak_rss_mb": ("peak RSS (MiB)", ",.0f"),
-        "cold_start_ms": ("cold start (ms)", ",.0f"),
-        "params_m": ("parameters (M)", ".2f"),
+    drawn: dict[str, tuple[Any, Callable[[Path], None]]] = {
+        "latency": (facts.rows, partial(plot_bars, facts, facts.rows, times, title)),
+        "front": (facts.points, lambda target: write_figure(draw_front(facts)[0], target)),
+        "memory": (facts.weighed, partial(plot_bars, facts, facts.weighed, memory, "")),
+        "peak": (facts.by_share, partial(plot_bars, facts, facts.by_share, shares, "")),
     }
-    return [
-        Heading("Memory and cold start"),
-        pictures.draw("memory.png", caption, lambda target: plot_memory(facts, target)),
-        rows_table(facts, {**KIND, **columns}, facts.rows),
-    ]
-
-
-def _peak(facts: Facts, pictures: _Pictures) -> list[Block]:
-    rows = [row for row in facts.rows if row.share_of_peak is not None]
-    peaks = facts.results.peaks
-    if not rows and not peaks:
-        return []
-    blocks: list[Block] = [Heading("Share of what the machine can do")]
-    if rows:
-        caption = "Arithmetic of the network over its time, as a share of the measured peak of the engine at that precision."
-        columns = {
-            "gflops": ("GFLOP", ",.2f"),
-            "throughput_gflops": ("GFLOP/s", ",.1f"),
-            "share_of_peak": ("share of peak", ".0%"),
-        }
-        rows.sort(key=lambda row: -(row.share_of_peak or 0.0))
-        blocks.append(pictures.draw("peak.png", caption, lambda target: plot_peak(facts, target)))
-        blocks.append(rows_table(facts, {**KIND, **columns}, rows))
-    if peaks:
-        titles: Columns = {
-            "backend": ("engine", ""),
-            "precision": ("precision", ""),
-            "threads": ("threads", "d"),
-            "convolution_gflops": ("convolution (GFLOP/s)", ",.0f"),
-            "matmul_gflops": ("matrix product (GFLOP/s)", ",.0f"),
-        }
-        blocks += [
-            Text("The most that was measured on this machine:"),
-            Table(titles, [dataclasses.asdict(p) for p in peaks]),
-        ]
-    return blocks
-
-
-def _crops(results: Results) -> list[Block]:
-    caption = "Crops of pictures, side by side; PSNR-Y is that of the whole picture."
-    return [Heading("Crops"), Picture(CROPS, caption, plot=False)] if results.crops else []
-
-
-def _failures(facts: Facts) -> list[Block]:
-    if not facts.failed:
-        return []
-    columns: Columns = {**KIND, **_SETTING, "why": ("why", "")}
-    return [Heading("Failures"), rows_table(facts, columns, facts.failed, why=lambda row: row.error or row.failed_later)]
+    for name, rows in facts.swept.items():
+        drawn[f"scaling-{name}"] = rows, partial(plot_sweep, facts, name)
+    paths = []
+    for name, (needed, draw) in drawn.items():
+        if needed:
+            paths.append(folder / f"{name}.png")
+            draw(paths[-1])
+    return paths

@@ -1,1 +1,1 @@
-"""What a service asks of the runtime: start, unseen sizes, memory, many callers."""
+"""Measures what a service needs of the runtime: start, unseen sizes, memory, many callers."""

@@ -1,10 +1,10 @@
-"""`rdsr bench load`: a bundle under callers, in a closed loop or arriving at a rate."""
+"""`rdsr bench load`: many callers of one bundle, in a closed loop or with pictures that arrive at a rate."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import queue
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.upscaler import Upscaler
 from ..errors import BenchmarkError
 from ..process import resident_mb
+from ..report.tables import write_figure
 
 __all__ = ["LoadRow", "measure_load", "plot_load"]
 
-Progress = Callable[[str], None]
+Upscale = Callable[[NDArray[Any]], NDArray[Any]]
+Jobs = Iterator[tuple[float, NDArray[Any]]]
+"""Pictures, each with the moment from which its time counts."""
 _SAMPLE_SECONDS = 0.25
-_LATE = 1.0
-"""Of the length of a load: how long after it pictures that have arrived may still begin; the others count as failed."""
+_LATE = 2.0
+"""Pictures that have not begun after this multiple of the load's length count as failed."""
 _VARIETY = 16
-"""Pictures that callers take from in turn, one of each size at least."""
+"""Callers take at least this number of pictures in turn, at least one of each size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +35,16 @@ class LoadRow:
     """One load. Times in milliseconds, from the call (closed loop) or from the planned arrival (rate) to the result."""
 
     load: str
-    """"closed, N callers" or "R/s arriving"."""
+    """"closed, N callers" or "R/s arriving, N callers"."""
     callers: int
-    """Threads that call; with a rate, the most that are under way at once."""
+    """Threads that call. With a rate, the largest number of pictures in work at once."""
     rate: float | None
     """Arrivals a second (Poisson), or None for a closed loop."""
     seconds: float
     requests: int
     failed: int
     failure: str | None
-    """What one of those that failed said."""
+    """Message of one failed request."""
     throughput: float
     """Pictures a second."""
     megapixels: float
@@ -52,202 +54,160 @@ class LoadRow:
     p99_ms: float
     max_ms: float
     slowest_caller: float | None
-    """Share of the pictures that the caller with the fewest got, of a fair share; 1 is fair. Closed loop alone."""
+    """Pictures of the caller that got the fewest, divided by a fair share: 1 is fair. None with a rate."""
     rss_mb: float
     """Resident memory at the end, MiB."""
     rss_slope_mb_per_minute: float
-    """Of a straight line through the resident memory over time, from the second half on."""
+    """Slope of a straight line through the resident memory over time, second half only."""
     rss: tuple[tuple[float, float], ...]
     """(seconds, MiB) over time."""
 
 
-class _Watch(threading.Thread):
-    """Samples resident memory until it is told to stop."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.samples: list[tuple[float, float]] = []
-        self._stop_asked = threading.Event()
-        self._since = time.perf_counter()
-
-    def run(self) -> None:
-        while not self._stop_asked.wait(_SAMPLE_SECONDS):
-            self.samples.append((round(time.perf_counter() - self._since, 2), round(resident_mb(), 2)))
-
-    def stop(self) -> tuple[tuple[float, float], ...]:
-        self._stop_asked.set()
-        self.join()
-        return tuple(self.samples)
-
-
 def _slope(samples: Sequence[tuple[float, float]]) -> float:
-    """MiB a minute over the second half, when caches have been filled."""
+    """MiB a minute over the second half, when caches are full."""
     half = samples[len(samples) // 2 :]
     if len(half) < 3:
-        return float("nan")
+        return math.nan
     seconds, resident = np.array(half).T
     return float(np.polyfit(seconds, resident, 1)[0] * 60)
 
 
-@dataclasses.dataclass
-class _Tally:
-    latencies: list[float] = dataclasses.field(default_factory=list)
-    pixels: int = 0
-    failed: int = 0
-    failure: str | None = None
+class _Caller(threading.Thread):
+    """Upscales its jobs, one after the other, and counts."""
 
+    def __init__(self, upscale: Upscale, jobs: Jobs, deadline: float) -> None:
+        super().__init__(daemon=True)
+        self.upscale, self.jobs, self.deadline = upscale, jobs, deadline
+        self.latencies: list[float] = []
+        self.pixels = self.failed = 0
+        self.failure: str | None = None
 
-def _call(upscaler: Callable[[NDArray[Any]], NDArray[Any]], picture: NDArray[Any], since: float, tally: _Tally) -> None:
-    try:
-        larger = upscaler(picture)
-    except Exception as error:  # whatever an engine raises under load is what is to be counted
-        tally.failed += 1
-        tally.failure = tally.failure or " ".join(str(error).split()) or type(error).__name__
-        return
-    tally.latencies.append(1e3 * (time.perf_counter() - since))
-    tally.pixels += larger.shape[0] * larger.shape[1]
-
-
-def _closed(
-    upscaler: Callable[[NDArray[Any]], NDArray[Any]], pictures: Sequence[NDArray[Any]], callers: int, seconds: float
-) -> list[_Tally]:
-    """Every caller asks again as soon as it has been served."""
-    tallies = [_Tally() for _ in range(callers)]
-    end = time.perf_counter() + seconds
-
-    def caller(index: int) -> None:
-        turn = index
-        while turn == index or time.perf_counter() < end:  # once in any case, however late its thread begins
-            _call(upscaler, pictures[turn % len(pictures)], time.perf_counter(), tallies[index])
-            turn += callers
-
-    with _running(caller, range(callers)):
-        pass
-    return tallies
-
-
-def _arriving(
-    upscaler: Callable[[NDArray[Any]], NDArray[Any]],
-    pictures: Sequence[NDArray[Any]],
-    callers: int,
-    rate: float,
-    seconds: float,
-) -> list[_Tally]:
-    """Pictures arrive by a Poisson process, whether the earlier ones are done or not; waiting counts."""
-    tallies = [_Tally() for _ in range(callers)]
-    arrivals: queue.SimpleQueue[tuple[float, NDArray[Any]] | None] = queue.SimpleQueue()
-
-    def caller(tally: _Tally) -> None:
-        while (item := arrivals.get()) is not None:
-            if time.perf_counter() > started + (1 + _LATE) * seconds:  # faster than they can be served: they are given up
-                tally.failed += 1
-                tally.failure = tally.failure or "it had to wait for too long"
+    def run(self) -> None:
+        for since, picture in self.jobs:
+            try:
+                if time.perf_counter() > self.deadline:
+                    raise TimeoutError("it had to wait for too long")
+                larger = self.upscale(picture)
+            except Exception as error:  # every error of an engine under load is counted
+                self.failed += 1
+                self.failure = self.failure or " ".join(str(error).split()) or type(error).__name__
             else:
-                _call(upscaler, item[1], item[0], tally)
+                self.latencies.append(1e3 * (time.perf_counter() - since))
+                self.pixels += larger.shape[0] * larger.shape[1]
 
+
+def _closed(pictures: Iterable[NDArray[Any]], end: float) -> Jobs:
+    """Jobs of a caller that asks again as soon as it is served; at least one, even if its thread begins late."""
+    for picture in pictures:
+        yield time.perf_counter(), picture
+        if time.perf_counter() >= end:
+            return
+
+
+def _arriving(pictures: Iterable[NDArray[Any]], rate: float, seconds: float) -> Jobs:
+    """Jobs of a Poisson process. It does not wait for the callers, and the time that a picture waits for one counts."""
     planned = started = time.perf_counter()
-    with _running(caller, tallies):
-        gaps = np.random.default_rng(0)
-        index = 0
-        while (planned := planned + gaps.exponential(1 / rate)) < started + seconds:
-            time.sleep(max(0.0, planned - time.perf_counter()))
-            arrivals.put((planned, pictures[index % len(pictures)]))
-            index += 1
-        for _ in tallies:
-            arrivals.put(None)
-    return tallies
+    gaps = np.random.default_rng(0)
+    for picture in pictures:
+        planned += gaps.exponential(1 / rate)
+        if planned >= started + seconds:
+            return
+        time.sleep(max(0.0, planned - time.perf_counter()))
+        yield planned, picture
 
 
-@contextlib.contextmanager
-def _running(caller: Callable[[Any], None], arguments: Iterable[Any]) -> Iterator[None]:
-    """A thread for each argument, started on entering and awaited on leaving."""
-    threads = [threading.Thread(target=caller, args=(argument,), daemon=True) for argument in arguments]
-    for thread in threads:
-        thread.start()
-    yield
-    for thread in threads:
-        thread.join()
+def _shared(jobs: Jobs, lock: threading.Lock) -> Jobs:
+    """One caller's part of jobs that several callers take from: one waits for the next job, the others for their turn."""
+    while True:
+        with lock:
+            job = next(jobs, None)
+        if job is None:
+            return
+        yield job
 
 
-def _pictures(sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-    noise = np.random.default_rng(0)
-    rounds = -(-_VARIETY // len(sizes))
-    return [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(rounds) for size in sizes]
+def _wait(callers: Sequence[_Caller]) -> list[tuple[float, float]]:
+    """Wait until all callers have ended. Returns samples of resident memory meanwhile: (seconds, MiB)."""
+    samples = []
+    started = time.perf_counter()
+    for caller in callers:
+        caller.join(_SAMPLE_SECONDS)
+        while caller.is_alive():
+            samples.append((round(time.perf_counter() - started, 2), round(resident_mb(), 2)))
+            caller.join(_SAMPLE_SECONDS)
+    return samples
 
 
 def measure_load(
-    upscaler: Upscaler | Callable[[NDArray[Any]], NDArray[Any]],
+    upscaler: Upscale,
     *,
     sizes: Sequence[tuple[int, int]],
     concurrency: Sequence[int],
     rate: float | None,
     seconds: float,
-    progress: Progress = lambda step: None,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> list[LoadRow]:
-    """One row for each number of callers, after a warm-up with every size. `seconds`: of each row.
+    """One row of `seconds` for each number of callers, after a warm-up with every LR size (height, width).
 
-    Raises `BenchmarkError` where not a single call was served.
+    Raises `BenchmarkError` if no call of a row was served.
     """
-    pictures = _pictures(sizes)
+    noise = np.random.default_rng(0)
+    rounds = math.ceil(_VARIETY / len(sizes))
+    pictures = [noise.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [*sizes] * rounds]
     for picture in pictures[: len(sizes)]:
         upscaler(picture)
     rows = []
-    for callers in concurrency:
-        name = f"closed, {callers} callers" if rate is None else f"{rate:g}/s arriving, {callers} callers"
+    for count in concurrency:
+        name = f"closed, {count} callers" if rate is None else f"{rate:g}/s arriving, {count} callers"
         progress(name)
-        watch = _Watch()
-        watch.start()
         started = time.perf_counter()
         if rate is None:
-            tallies = _closed(upscaler, pictures, callers, seconds)
+            turns = [itertools.islice(itertools.cycle(pictures), index, None, count) for index in range(count)]
+            callers = [_Caller(upscaler, _closed(turn, started + seconds), math.inf) for turn in turns]
         else:
-            tallies = _arriving(upscaler, pictures, callers, rate, seconds)
-        taken = time.perf_counter() - started
-        rows.append(_row(name, callers, rate, taken, tallies, watch.stop()))
+            arrivals, lock = _arriving(itertools.cycle(pictures), rate, seconds), threading.Lock()
+            callers = [_Caller(upscaler, _shared(arrivals, lock), started + _LATE * seconds) for _ in range(count)]
+        for caller in callers:
+            caller.start()
+        rss = _wait(callers)
+        rows.append(_row(name, callers, rate, time.perf_counter() - started, rss))
     return rows
 
 
 def _row(
-    name: str,
-    callers: int,
-    rate: float | None,
-    taken: float,
-    tallies: Sequence[_Tally],
-    rss: tuple[tuple[float, float], ...],
+    name: str, callers: Sequence[_Caller], rate: float | None, seconds: float, rss: Sequence[tuple[float, float]]
 ) -> LoadRow:
-    latencies = np.array([ms for tally in tallies for ms in tally.latencies])
-    failed = sum(tally.failed for tally in tallies)
-    failure = next((tally.failure for tally in tallies if tally.failure), None)
-    if not len(latencies):
+    latencies = [ms for caller in callers for ms in caller.latencies]
+    failed = sum(caller.failed for caller in callers)
+    failure = next((caller.failure for caller in callers if caller.failure), None)
+    if not latencies:
         raise BenchmarkError(f"{name}: no call was served ({failed} failed{f': {failure}' if failure else ''})")
-    p50, p90, p99 = (round(float(value), 2) for value in np.percentile(latencies, (50, 90, 99)))
-    fewest = min(len(tally.latencies) for tally in tallies)
+    p50, p90, p99, longest = np.percentile(latencies, (50, 90, 99, 100)).round(2).tolist()
+    fewest = min(len(caller.latencies) for caller in callers)
     return LoadRow(
         load=name,
-        callers=callers,
+        callers=len(callers),
         rate=rate,
-        seconds=round(taken, 2),
+        seconds=round(seconds, 2),
         requests=len(latencies) + failed,
         failed=failed,
         failure=failure,
-        throughput=round(len(latencies) / taken, 3),
-        megapixels=round(sum(tally.pixels for tally in tallies) / taken / 1e6, 3),
+        throughput=round(len(latencies) / seconds, 3),
+        megapixels=round(sum(caller.pixels for caller in callers) / seconds / 1e6, 3),
         p50_ms=p50,
         p90_ms=p90,
         p99_ms=p99,
-        max_ms=round(float(latencies.max()), 2),
-        slowest_caller=None if rate is not None else round(fewest * callers / len(latencies), 3),
+        max_ms=longest,
+        slowest_caller=None if rate is not None else round(fewest * len(callers) / len(latencies), 3),
         rss_mb=round(resident_mb(), 1),
         rss_slope_mb_per_minute=round(_slope(rss), 3),
-        rss=rss,
+        rss=tuple(rss),
     )
 
 
 def plot_load(rows: Sequence[LoadRow], target: Path) -> None:
     """Latency percentiles of every load, and resident memory over time, as a PNG. Needs matplotlib."""
     from matplotlib.figure import Figure
-
-    from ..report.tables import write_figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -256,15 +216,11 @@ def plot_load(rows: Sequence[LoadRow], target: Path) -> None:
         values = [getattr(row, key) for row in rows]
         left.bar(positions + 0.27 * (offset - 1), values, 0.25, color=shade, label=key.removesuffix("_ms"))
     left.set_xticks(positions, [row.load.replace(", ", "\n") for row in rows])
-    left.set_ylabel("milliseconds")
-    left.set_title("time of a call")
+    left.set(ylabel="milliseconds", title="time of a call")
     left.legend()
-    for row, style in zip(rows, ("-", "--", ":", "-.") * len(rows), strict=False):
+    for row, style in zip(rows, itertools.cycle(("-", "--", ":", "-.")), strict=False):
         if row.rss:
             right.plot(*np.array(row.rss).T, style, color="0.2", label=row.load)
-    right.set_xlabel("seconds")
-    right.set_ylabel("MiB")
-    right.set_title("resident memory")
-    right.set_ylim(bottom=0)
+    right.set(xlabel="seconds", ylabel="MiB", title="resident memory", ylim=(0, None))
     right.legend()
     write_figure(figure, target)

@@ -1,1 +1,1 @@
-"""What a benchmark is asked to measure: names and files become models that run."""
+"""Turn the names and paths that a benchmark is given into models that run."""

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to measure: a name or a path becomes files that can be run."""
+"""Find the model that a name or a path stands for, and export it if it has to be."""
 
 from __future__ import annotations
 
@@ -28,37 +28,34 @@ Progress = Callable[[str], None]
 BICUBIC = "bicubic"
 DIFFIR = "diffir"
 """The preset that others are compared with: DiffIR-S2 in its official ×4 configuration."""
-_DIGITS = 16
-_KEPT = "bench"
-"""Folder in the user's cache for what was exported to be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model, ready to be run."""
+    """A model that is ready to run."""
 
     model: str
-    """As it was named by the user."""
+    """Name or path as the user gave it."""
     kind: str
-    """"network" (a checkpoint, and the bundle that was made of it), "bundle", "onnx" or "bicubic"."""
+    """"network" (a checkpoint and the bundle made from it), "bundle", "onnx" or "bicubic"."""
     weights: str
-    """"trained", "random" (right for time and memory, meaningless for quality), "given" (nothing is known) or "none"."""
+    """"trained", "random" (right for time and memory, meaningless for quality), "given" (unknown) or "none"."""
     scale: int | None
-    """Upscaling factor; None where it only shows when it runs."""
+    """Upscaling factor; None if it is only known once the model runs."""
     params_m: float | None
     """Deployed parameters in millions."""
     checkpoint: str | None = None
-    """File for torch."""
+    """Checkpoint file for torch."""
     path: str | None = None
     """Bundle folder or ONNX file."""
     failure: str | None = None
-    """Why it cannot be run; its rows say so."""
+    """The reason why it cannot run; its rows show it."""
 
 
 def checkpoint_of(model: str, scratch: Path) -> tuple[Path, LoadedModel]:
     """Checkpoint file and network of a checkpoint, a shipped model, or a preset ("rdsr-base", or "base" for short).
 
-    A preset's checkpoint with random weights is written into `scratch`. Raises `BenchmarkError` for any other name, and
+    Writes a preset's checkpoint, with random weights, into `scratch`. Raises `BenchmarkError` for any other name, and
     what `load_model` raises.
     """
     from ...models.registry import load_model, preset_names, resolve_checkpoint
@@ -72,10 +69,10 @@ def checkpoint_of(model: str, scratch: Path) -> tuple[Path, LoadedModel]:
 
 
 def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
-    """What a name stands for; what has to be exported first is, once, and kept in the user's cache folder.
+    """Find a model by name or path. If it has to be exported, do it once and keep the result in the user's cache folder.
 
-    A bundle folder, an ONNX or OpenVINO IR file, a checkpoint, a shipped model, a preset, "diffir", "bicubic", or a peer's
-    name (`benchmarks/subjects/peers.py`). Raises `BenchmarkError`, and what reading and exporting raise.
+    Takes a bundle folder, an ONNX or OpenVINO IR file, a checkpoint, a shipped model, a preset, "diffir", "bicubic", or a
+    peer (`peers.py`). Raises `BenchmarkError`, and what reading and exporting raise.
     """
     path = Path(model)
     if model == BICUBIC:
@@ -89,97 +86,84 @@ def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
         return Subject(model, "onnx", "given", None, None, path=str(path.resolve()))
     if model in PEERS and not path.exists():
         return _peer(model, progress)
-    return _exported(model, progress)
+    return _network(model, progress)
 
 
 def kept_folder() -> Path:
-    """Where exports for benchmarks are kept. Raises `BenchmarkError` where there can be no such folder."""
+    """The cache folder for the benchmarks' exports. Raises `BenchmarkError` if it cannot be made."""
     try:
-        folder = cache_folder() / _KEPT
+        folder = cache_folder() / "bench"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise BenchmarkError(f"there is no cache folder to export to ({error}); RDSR_CACHE_DIR names one") from error
+        raise BenchmarkError(f"there is no cache folder to export to ({error}); set RDSR_CACHE_DIR to one") from error
     return folder
+
+
+def _digest(*parts: str) -> str:
+    """16 hexadecimal digits that tell these texts from others."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def _sources() -> str:
-    """Digest of what makes graphs: an export of other code is another export."""
-    digest = hashlib.sha256(code_digest("models", "export").encode())
-    digest.update((Path(__file__).parent / "peer_networks.py").read_bytes())
-    for tool in ("torch", "onnx", "onnxsim", "openvino", "onnxruntime"):
-        digest.update(importlib.metadata.version(tool).encode())
-    return digest.hexdigest()
-
-
-def _stem(model: str, checkpoint: Path) -> str:
-    """What the files of one model's exports begin with; of a user's own file, its place tells it from others of its name."""
-    stem = checkpoint.stem[:40]
-    return f"{stem}-{hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]}" if Path(model).is_file() else stem
+    """Digest of the code and tools that make graphs: another digest means another export."""
+    peers = (Path(__file__).parent / "peer_networks.py").read_text()
+    tools = map(importlib.metadata.version, ("torch", "onnx", "onnxsim", "openvino", "onnxruntime"))
+    return _digest(code_digest("models", "export"), peers, *tools)
 
 
 def _prune(folder: Path, stem: str, kept: str) -> None:
-    """Remove what older code made of the same model."""
-    for entry in folder.glob(f"{stem}-{'?' * _DIGITS}.*"):
+    """Remove exports of the same model by older code."""
+    for entry in folder.glob(f"{stem}-{'?' * 16}.*"):
         if kept not in entry.name:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _peer(model: str, progress: Progress) -> Subject:
-    folder, digest = kept_folder(), _sources()[:_DIGITS]
-    target = folder / f"{model}-{digest}.onnx"
+    folder = kept_folder()
+    target = folder / f"{model}-{_sources()}.onnx"
     if not target.is_file():
         progress(f"export {model}")
-        _prune(folder, model, digest)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            export_peer(model, Path(scratch) / target.name)
-            (Path(scratch) / target.name).replace(target)
+        _prune(folder, model, _sources())
+        export_peer(model, target)
     return Subject(model, "onnx", "random", 4, PEERS[model].params_m, path=str(target))
 
 
-def _exported(model: str, progress: Progress) -> Subject:
-    from ...export.errors import ProofError
-    from ...export.exporter import ExportOptions, export_checkpoint
-
+def _network(model: str, progress: Progress) -> Subject:
     folder = kept_folder()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoint, loaded = checkpoint_of(model, Path(scratch))
-        content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        stem, digest = _stem(model, checkpoint), hashlib.sha256((content + _sources()).encode()).hexdigest()[:_DIGITS]
-        bundle, kept = folder / f"{stem}-{digest}.bundle", folder / f"{stem}-{digest}.safetensors"
+        stem = checkpoint.stem[:40]
+        if Path(model).is_file():  # a user's files may share one name: every training run writes ema.safetensors
+            stem += f"-{_digest(str(checkpoint.resolve()))[:8]}"
+        digest = _digest(loaded.sha256, _sources())
+        bundle = folder / f"{stem}-{digest}.bundle"
         if checkpoint.parent == Path(scratch):
-            checkpoint = checkpoint.replace(kept)
-    subject = Subject(
-        model,
-        "network",
-        loaded.weights,
-        loaded.network.scale,
-        loaded.network.inference_parameters() / 1e6,
-        checkpoint=str(checkpoint.resolve()),
-        path=str(bundle),
-    )
-    if not _is_whole(bundle):
+            checkpoint = checkpoint.replace(bundle.with_suffix(".safetensors"))
+    network = loaded.network
+    params_m = network.inference_parameters() / 1e6
+    subject = Subject(model, "network", loaded.weights, network.scale, params_m, str(checkpoint.resolve()), str(bundle))
+    try:
+        Bundle(bundle).check()
+    except BundleError:  # missing or damaged
         _prune(folder, stem, digest)
-        options = ExportOptions(
-            checkpoint=checkpoint,
-            output=bundle,
-            max_psnr_drop=1e3,  # what int8 loses is `rdsr export`'s business; here every precision shall be timed
-            single_graph=False,
-            force=bundle.exists(),
-        )
-        try:
-            result = export_checkpoint(options, lambda step: progress(f"export {model}: {step}"))
-        except (ProofError, EngineError) as error:
-            return dataclasses.replace(subject, failure=f"its export failed: {error}")
-        if not result.passed:
-            failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
-            return dataclasses.replace(subject, failure=f"its export failed the proof ({', '.join(failed)})")
+        failure = _export(checkpoint, bundle, lambda step: progress(f"export {model}: {step}"))
+        return dataclasses.replace(subject, failure=failure)
     return subject
 
 
-def _is_whole(folder: Path) -> bool:
+def _export(checkpoint: Path, bundle: Path, progress: Progress) -> str | None:
+    """Export a checkpoint. Returns why that failed, or None."""
+    from ...export.errors import ProofError
+    from ...export.exporter import ExportOptions, export_checkpoint
+
+    # The limit of the drop is out of reach: all precisions are timed, however much int8 loses.
+    options = ExportOptions(
+        checkpoint=checkpoint, output=bundle, max_psnr_drop=1e3, single_graph=False, force=bundle.exists()
+    )
     try:
-        Bundle(folder).check()
-    except BundleError:
-        return False
-    return True
+        result = export_checkpoint(options, progress)
+    except (ProofError, EngineError) as error:
+        return f"its export failed: {error}"
+    failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
+    return None if result.passed else f"its export failed the proof ({', '.join(failed)})"

@@ -1,1 +1,1 @@
-"""Training seen from outside: curves, network sizes compared, and results shipped."""
+"""Tools around training: draw curves, compare network sizes, ship results."""

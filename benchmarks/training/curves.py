@@ -1,4 +1,4 @@
-"""The course of training runs as a picture: validation PSNR and loss over time, read from their CSV logs."""
+"""Validation PSNR and loss of training runs over time, read from their CSV logs and drawn as a picture."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from ..report.tables import write_figure
 
 __all__ = ["course", "plot_runs", "read_log"]
 
+_COLUMNS = {"step": "", "minutes": "", "pixel": "0", "psnr_y": "0"}
+"""Columns that a log must have → number that stands for an empty cell; step and minutes must not be empty."""
 _STYLES = ("-", "--", ":", "-.")
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Rows of a run folder's log.csv, or of a copy of one; `BenchmarkError` where it is no such file."""
+    """Rows of a run folder's log.csv, or of a copy of one. Raises `BenchmarkError` if the file is not such a log."""
     log = path / "log.csv" if path.is_dir() else path
     try:
         with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"cannot read the log {log}: {getattr(error, 'strerror', None) or error}") from error
-    wanted = {"step", "minutes", "pixel", "psnr_y"}
-    if rows and wanted <= set(rows[0]) and any(value is None for value in rows[-1].values()):
-        del rows[-1]  # cut short while it was written
-    try:
-        cells = [row[name] for row in rows for name in wanted if row[name] or name in ("step", "minutes")]
-        good = bool(rows) and all(float(cell) >= 0 for cell in cells)
-    except (KeyError, TypeError, ValueError):
-        good = False
-    if not good:
-        raise BenchmarkError(f"{log} is no log of a training run, or holds no row yet")
+        if rows and None in rows[-1].values():
+            del rows[-1]  # cut short while it was written
+        valid = bool(rows) and all(float(row[name] or empty) >= 0 for row in rows for name, empty in _COLUMNS.items())
+    except OSError as error:
+        raise BenchmarkError(f"cannot read the log {log}: {error.strerror}") from error
+    except (KeyError, ValueError, csv.Error):  # no such column, a cell without a number, or no text
+        valid = False
+    if not valid:
+        raise BenchmarkError(f"{log} is not the log of a training run, or it has no rows yet")
     return rows
 
 
 def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
-    """Write a PNG of one curve a label; the runs of a label follow each other in time (stage 1, stage 2, a finish).
+    """Write a PNG with one curve a label; the runs of a label follow each other in time (stage 1, stage 2, a finish).
 
-    Above PSNR-Y of the validation set in dB (in stage 1 with the prior of the LPE, which sees the original), below L1 of the
-    training patches, both over minutes of training. Needs matplotlib.
-    Raises `BenchmarkError` for a log that cannot be read, `OutputError` where nothing can be written.
+    Above: PSNR-Y of the validation set in dB (in stage 1 with the prior of the LPE, which sees the original). Below: L1 of
+    the training patches. Both over minutes of training. Needs matplotlib.
+    Raises `BenchmarkError` for a log that cannot be read, `OutputError` if the PNG cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -52,10 +51,8 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
         minutes, loss, checked, psnr = course(paths)
         above.plot(checked, psnr, marker=".", label=label, **style)
         below.plot(minutes, loss, label=label, linewidth=1, **style)
-    above.set_ylabel("PSNR-Y of the validation set (dB)")
-    below.set_ylabel("L1 of the training patches")
-    below.set_yscale("log")
-    below.set_xlabel("minutes of training")
+    above.set(ylabel="PSNR-Y of the validation set (dB)")
+    below.set(ylabel="L1 of the training patches", yscale="log", xlabel="minutes of training")
     for axes in (above, below):
         axes.grid(alpha=0.3)
     above.legend(loc="lower right")
@@ -64,18 +61,11 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
 
 def course(paths: Sequence[Path]) -> tuple[list[float], list[float], list[float], list[float]]:
     """Minutes and loss of every row, minutes and PSNR of every validation, over runs that follow each other."""
-    minutes: list[float] = []
-    loss: list[float] = []
-    checked: list[float] = []
-    psnr: list[float] = []
+    rows: list[tuple[float, str, str]] = []
     before = 0.0
     for path in paths:
-        for row in read_log(path):
-            now = before + float(row["minutes"])
-            minutes.append(now)
-            loss.append(float(row["pixel"] or "nan"))  # empty where every step was left out
-            if row["psnr_y"]:
-                checked.append(now)
-                psnr.append(float(row["psnr_y"]))
-        before = minutes[-1]
-    return minutes, loss, checked, psnr
+        rows += [(before + float(row["minutes"]), row["pixel"], row["psnr_y"]) for row in read_log(path)]
+        before = rows[-1][0]
+    checks = [(minutes, float(psnr)) for minutes, _, psnr in rows if psnr]
+    losses = [float(pixel or "nan") for _, pixel, _ in rows]  # empty if every step was left out
+    return [minutes for minutes, *_ in rows], losses, [minutes for minutes, _ in checks], [psnr for _, psnr in checks]

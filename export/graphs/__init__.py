@@ -1,4 +1,4 @@
-"""From a torch network to ONNX graphs that are checked and accounted for: one module for each process kind."""
+"""Make checked ONNX graphs of a torch network. Each process kind has one module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof by accounting that graphs hold the deployed weights, all of them, and nothing that only training needs."""
+"""Prove that graphs hold all deployed weights and nothing that only training needs, by accounting for every constant."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..errors import ProofError
 __all__ = ["SMALLEST", "account", "fingerprint", "graph_constants"]
 
 SMALLEST = 8
-"""Constants of fewer values (shapes, scalars of the schedule, clip bounds) carry no weights worth accounting."""
+"""Constants of fewer values are not accounted for: shapes, scalars of the schedule, clip bounds."""
 
 
 def graph_constants(model: onnx.ModelProto) -> list[tuple[str, NDArray[Any]]]:
-    """Every floating-point constant of a graph: initializers and Constant nodes."""
+    """Name and value of every floating-point constant of a graph: initializers and Constant nodes."""
     found = [(t.name, numpy_helper.to_array(t)) for t in model.graph.initializer]
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -29,16 +29,16 @@ def graph_constants(model: onnx.ModelProto) -> list[tuple[str, NDArray[Any]]]:
 
 
 def fingerprint(values: NDArray[Any]) -> str:
-    """Of the values whatever their order, so that a transposed matrix is recognised."""
+    """sha256 of the sorted values, so that a transposed matrix is recognised."""
     flat = np.sort(np.asarray(values, dtype=np.float32).ravel())
     return hashlib.sha256(flat.tobytes()).hexdigest()
 
 
 def account(model: onnx.ModelProto, name: str, deployed: Collection[str], training_only: Mapping[str, str]) -> set[str]:
-    """Match every constant of the graph to a deployed weight; returns the fingerprints of the weights it holds.
+    """Match every constant of the graph to a deployed weight. Returns the fingerprints of the weights in the graph.
 
-    `deployed`: fingerprints; `training_only`: fingerprint → key. Equal weights share one fingerprint, as exporters let them
-    share one constant. Raises `ProofError` for a constant that belongs to training alone or to nobody.
+    `deployed`: fingerprints; `training_only`: fingerprint → key. Equal weights share a fingerprint, because exporters let
+    them share a constant. Raises `ProofError` for a constant that is no deployed weight.
     """
     found = set()
     for constant, value in graph_constants(model):

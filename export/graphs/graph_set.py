@@ -1,4 +1,4 @@
-"""All ONNX graphs of one network: traced, simplified, every constant accounted for, int8 ones quantized."""
+"""All ONNX graphs of one network: traced, simplified, accounted for, and for int8 quantized."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Int8Form(Protocol):
     """A quantized decoder on its way into graphs."""
 
     traced: nn.Module
-    """The fused network, for tracing: its decoder holds the quantized weights, as floats."""
+    """The fused network for tracing. Its decoder holds the quantized weights as floats."""
 
     def __call__(self, *sample: Tensor) -> Tensor:
-        """What engines compute, fake-quantized: the arguments of `Network.decode` → N×3×sH×sW SR, not clipped."""
+        """Compute in torch, fake-quantized, what engines compute. Arguments and result are those of `Network.decode`."""
         ...
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """A traced graph with its quantize and dequantize nodes."""
+        """The traced graph with quantize and dequantize nodes."""
         ...
 
     def check_execution(self, graph: bytes) -> None:
-        """Raise `ProofError` if an engine does not run in int8 what it should."""
+        """Raise `ProofError` if an engine runs too little of the graph in int8."""
         ...
 
 
 class GraphSet:
-    """Traces, simplifies and accounts for the graphs of one network."""
+    """The graphs of one network. Making them raises `ExportError` or `ProofError`."""
 
     models: dict[str, onnx.ModelProto]
     """File name → graph."""
@@ -65,7 +65,7 @@ class GraphSet:
         self.single_graph = single_graph
         self.models = {spec.name: self._graph(spec) for spec in kind.parts(fused)}
         self.beside_decoder = set(self.models) - {"decoder.onnx"}
-        """Graphs that int8 leaves as they are."""
+        """Graphs that int8 does not change."""
         _check_holds("the graphs", self._held(*self.models), weights)
         if single_graph:
             self.models["model.onnx"] = self._graph(kind.whole("model.onnx", fused))
@@ -76,7 +76,7 @@ class GraphSet:
         return set().union(*(self.found[name] for name in names))
 
     def _deploy(self, network: nn.Module) -> dict[str, str]:
-        """Let the network's weights be in graphs; key → fingerprint of those that are large enough to be accounted for."""
+        """Allow the network's weights in graphs. Returns key → fingerprint of those that must be in them (`SMALLEST`)."""
         weights = {}
         for key, value in _arrays(network.state_dict()).items():
             mark = fingerprint(value)
@@ -84,11 +84,11 @@ class GraphSet:
                 weights[key] = mark
             self.deployed.add(mark)
             if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all():
-                self.neutral.add(mark)  # a simplifier may leave out what multiplies by ones or adds zeros
+                self.neutral.add(mark)  # a simplifier may drop a product with ones or a sum with zeros
         return weights
 
     def add_int8(self, form: Int8Form) -> None:
-        """Make the int8 graphs: their float form, accounted for like the others; only then quantize nodes go in."""
+        """Make the int8 graphs: first in float, accounted for like the others, then with quantize nodes."""
         weights = self._deploy(form.traced)
         specs = [self.kind.int8_decoder(form.traced)]
         if self.single_graph:
@@ -120,7 +120,7 @@ class GraphSet:
             try:
                 left_out = self.found[name] - account(model, name, self.deployed, self.training_only)
                 simplified = left_out <= self.neutral
-            except ProofError:  # a simplifier may merge weights into constants that nobody can account for
+            except ProofError:  # a simplifier may merge weights into constants that match no weight
                 simplified = False
         if not simplified:
             self.unsimplified.append(name)

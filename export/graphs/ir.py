@@ -12,7 +12,7 @@ __all__ = ["to_ir"]
 
 
 def to_ir(graph: bytes, folder: Path, stem: str) -> dict[str, bytes]:
-    """`STEM.xml` and `STEM.bin` of an ONNX graph, float32 weights kept as they are; `folder` is for scratch files."""
+    """Content of `STEM.xml` and `STEM.bin` for an ONNX graph, weights kept in float32. `folder` is for scratch files."""
     model = shared_core().read_model(graph)
     ov.save_model(model, folder / f"{stem}.xml", compress_to_fp16=False)
     return {name: (folder / name).read_bytes() for name in (f"{stem}.xml", f"{stem}.bin")}

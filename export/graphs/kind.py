@@ -1,4 +1,4 @@
-"""What the export asks of a process kind: its graphs, and what its decoder takes beside the picture."""
+"""The base class of a process kind's graphs, and the graphs that several kinds share."""
 
 from __future__ import annotations
 
@@ -14,30 +14,60 @@ from torch import Tensor, nn
 
 from ...models.interface import Network
 
-__all__ = ["LARGE_PICTURE", "LARGE_PLANE", "PICTURE", "PLANE", "GraphKind", "GraphSpec", "from_picture", "to_picture"]
+__all__ = ["AXES", "DecoderGraph", "GraphKind", "GraphSpec", "NetworkGraph", "PictureDecoderGraph"]
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
-Axes = Mapping[int, str]
-PLANE: Axes = {0: "batch", 2: "height", 3: "width"}
-LARGE_PLANE: Axes = {0: "batch", 2: "height_out", 3: "width_out"}
-PICTURE: Axes = {0: "batch", 1: "height", 2: "width"}
-LARGE_PICTURE: Axes = {0: "batch", 1: "height_out", 2: "width_out"}
 _EXAMPLE = (24, 20)
 """Height and width that graphs are traced with; these axes stay free."""
+AXES: Mapping[str, Mapping[int, str]] = {
+    "lr": {0: "batch", 2: "height", 3: "width"},
+    "sr": {0: "batch", 2: "height_out", 3: "width_out"},
+    "image": {0: "batch", 1: "height", 2: "width"},
+    "upscaled": {0: "batch", 1: "height_out", 2: "width_out"},
+    "features": {0: "batch", 2: "cells_high", 3: "cells_wide"},
+    **{name: {0: "batch"} for name in ("pooled", "noise", "z")},
+}
+"""Name of an input or output of a graph → its free axes, with their names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphSpec:
-    """A module to trace."""
+    """A module to trace to the file `name` of a bundle. Inputs and output have names of `AXES`."""
 
     name: str
-    """File name in the bundle."""
     module: nn.Module
     inputs: dict[str, Tensor]
     """Example inputs by name, in the order of the module's arguments."""
     output: str
-    axes: Mapping[str, Axes]
-    """Free axes of inputs and output: name → {axis: name of the axis}."""
+
+    @property
+    def axes(self) -> dict[str, Mapping[int, str]]:
+        """Free axes of inputs and output."""
+        return {name: AXES[name] for name in (*self.inputs, self.output)}
+
+
+class NetworkGraph(nn.Module):
+    """Base class of the modules that are traced: one way through a network."""
+
+    network: Any
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class DecoderGraph(NetworkGraph):
+    """`lr` N×3×H×W float32 in [0, 1] and the kind's condition → `sr` N×3×sH×sW float32, not clipped."""
+
+    def forward(self, lr: Tensor, *condition: Tensor) -> Tensor:
+        return self.network.decode(lr, *condition)
+
+
+class PictureDecoderGraph(NetworkGraph):
+    """`image` N×H×W×3 uint8 and the kind's condition → `upscaled` N×sH×sW×3 uint8."""
+
+    def forward(self, image: Tensor, *condition: Tensor) -> Tensor:
+        return to_picture(self.network.decode(from_picture(image), *condition))
 
 
 class GraphKind(abc.ABC, Generic[AnyNetwork]):
@@ -45,6 +75,8 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
 
     name: ClassVar[str]
     """Name of the kind in the manifest."""
+    condition_names: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that `condition` gives, as inputs of the decoder's graph."""
 
     def __init__(self, network: AnyNetwork, seed: int) -> None:
         """`network`: as it came from the checkpoint. `seed`: of all noise. Raises `ExportError` if it cannot be exported."""
@@ -52,7 +84,7 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
 
     @property
     def section(self) -> dict[str, Any]:
-        """What the kind's pipeline in the runtime needs to know of the network, for the manifest."""
+        """The facts about the network that the kind's pipeline in the runtime needs, for the manifest."""
         return {}
 
     @property
@@ -68,21 +100,26 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
         """1×3×H×W LR in [0, 1] → 1×3×sH×sW SR of the network as it came from the checkpoint, not clipped."""
         return self.network.decode(lr, *self.condition(lr))
 
-    @abc.abstractmethod
     def parts(self, network: AnyNetwork) -> list[GraphSpec]:
         """The float graphs that the runtime runs one after another, the decoder last; `network` is the fused one."""
+        return [GraphSpec("decoder.onnx", DecoderGraph(network), {"lr": example_plane(), **self._example_condition()}, "sr")]
 
-    @abc.abstractmethod
     def int8_decoder(self, network: nn.Module) -> GraphSpec:
-        """The decoder between uint8 pictures, of a network that int8's form has prepared (`Int8Form.traced`)."""
+        """The decoder between uint8 pictures, of a network that the int8 form has prepared (`Int8Form.traced`)."""
+        inputs = {"image": example_picture(), **self._example_condition()}
+        return GraphSpec("decoder.int8.onnx", PictureDecoderGraph(network), inputs, "upscaled")
 
     @abc.abstractmethod
     def whole(self, name: str, network: nn.Module) -> GraphSpec:
-        """The whole network as one graph between uint8 pictures."""
+        """The whole network as one graph between uint8 pictures, `name` its file."""
+
+    @torch.no_grad()
+    def _example_condition(self) -> dict[str, Tensor]:
+        return dict(zip(self.condition_names, self.condition(example_plane()), strict=True))
 
 
 def example_plane() -> Tensor:
-    """1×3×H×W."""
+    """1×3×H×W in [0, 1]."""
     return torch.rand(1, 3, *_EXAMPLE)
 
 

@@ -1,4 +1,4 @@
-"""Simplification that is never trusted: run, compare, fall back."""
+"""Simplify a graph, but never trust the result: run both, compare, fall back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["simplify"]
 logger = logging.getLogger(__name__)
 Feed = Mapping[str, NDArray[Any]]
 TOLERANCE = 2e-6
-"""Largest difference, relative to the larger of 1 and the output's largest value, that reordered arithmetic explains."""
+"""Largest difference that reordered arithmetic explains, relative to the larger of 1 and the output's largest value."""
 
 
 def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
@@ -33,9 +33,9 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def simplify(model: onnx.ModelProto, feeds: Sequence[Feed], name: str) -> tuple[onnx.ModelProto, bool]:
-    """The simplified graph and True, or the graph as it was and False (with a warning) where that is not safe.
+    """The simplified graph and True, or, if that is not safe, the given graph and False, with a warning.
 
-    `feeds`: inputs of several sizes on which both graphs must agree.
+    `feeds`: inputs of several sizes. Both graphs must agree on them.
     """
     import onnxsim
 
@@ -44,7 +44,7 @@ def simplify(model: onnx.ModelProto, feeds: Sequence[Feed], name: str) -> tuple[
         onnx.checker.check_model(simplified, full_check=True)
         agreed = all(_equal(a, b) for a, b in zip(_run(model, feeds), _run(simplified, feeds), strict=True))
         reason = "its output differs"
-    except Exception as error:  # whatever goes wrong inside the simplifier, the graph as it was still works
+    except Exception as error:  # if anything goes wrong in the simplifier, the given graph still works
         agreed, reason = False, str(error) or type(error).__name__
     if not agreed:
         logger.warning("%s is kept unsimplified: simplification failed (%s)", name, reason)

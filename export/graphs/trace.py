@@ -1,4 +1,4 @@
-"""Tracing a module to a clean, checked ONNX graph."""
+"""Trace a module to a clean, checked ONNX graph."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ OPSET = 17
 
 
 def trace(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    output: str,
-    dynamic: Mapping[str, Mapping[int, str]],
+    module: nn.Module, inputs: Mapping[str, Tensor], output: str, dynamic: Mapping[str, Mapping[int, str]]
 ) -> onnx.ModelProto:
     """Trace `module` with example `inputs` to ONNX; `dynamic` names the free axes of inputs and output.
 
-    Uses the TorchScript exporter: the dynamo exporter has exported PixelUnshuffle with the wrong channel order.
-    Raises `ExportError` where the tracer or the checker refuses the network.
+    This uses the TorchScript exporter: the dynamo exporter has exported PixelUnshuffle with the wrong channel order.
+    Raises `ExportError` if the tracer or the checker refuses the network.
     """
     buffer = io.BytesIO()
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal")]
@@ -59,7 +56,7 @@ def trace(
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Drop what depends on the exporting machine: doc strings and metadata."""
+    """Remove doc strings and metadata: they depend on the exporting machine."""
     model.doc_string = ""
     model.graph.doc_string = ""
     model.graph.name = "rdsr"

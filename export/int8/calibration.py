@@ -1,4 +1,4 @@
-"""Pictures that int8 is calibrated and judged on: a folder of the user's, and the small ones that the package carries."""
+"""Read the user's folder of pictures that int8 is calibrated and judged on."""
 
 from __future__ import annotations
 
@@ -19,31 +19,29 @@ __all__ = ["CalibrationPicture", "read_calibration"]
 
 logger = logging.getLogger(__name__)
 MAX_PICTURES = 48
-"""More are not read; they are taken evenly from the sorted list."""
+"""Largest number of pictures that are read, taken evenly from the sorted list."""
 MAX_SIDE = 128
-"""LR pixels; of larger pictures the middle is taken."""
+"""Largest height and width in LR pixels. The middle is cut out of larger pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationPicture:
-    """One LR picture with its original."""
+    """One LR picture (H×W×3 RGB) with its original (sH×sW×3 RGB)."""
 
     name: str
     dataset: str
     """Name of the folder that was given."""
     lr: NDArray[np.uint8]
-    """H×W×3 RGB."""
     hr: NDArray[np.uint8]
-    """sH×sW×3 RGB."""
     held_back: bool
-    """Whether it judges the quantization, instead of choosing ranges."""
+    """Whether it judges the quantization. The others choose the ranges."""
 
 
 def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
     """Pictures of a data set (`HR/NAME.png`, `LRx4/NAME.png`) or of a plain folder, reduced by our own bicubic.
 
-    Every third is held back, unless nothing can be judged on it (blank, or hardly larger than the border that PSNR leaves
-    out). Raises `ExportError` where there is no folder, or no picture in it.
+    Every third is held back, unless it cannot judge: it is blank, or hardly larger than the border that PSNR leaves out.
+    Raises `ExportError` if there is no folder or no picture in it.
     """
     try:
         paths = find_pictures([folder])
@@ -51,15 +49,16 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
         raise ExportError(f"nothing to calibrate with: {error}") from error
     if len(paths) > MAX_PICTURES:
         paths = [paths[i * len(paths) // MAX_PICTURES] for i in range(MAX_PICTURES)]
-    dataset = folder.resolve().name + ("/" if folder.resolve().name == OWN else "")  # never the package's own
+    dataset = folder.resolve().name
+    dataset += "/" if dataset == OWN else ""  # never the name of the package's own set
     pictures: list[CalibrationPicture] = []
     for path in paths:
         pair = _pair(path, scale)
         if pair is None:
-            logger.warning("calibration leaves out %s: not a readable picture", path)
+            logger.warning("calibration leaves out %s: it is not a readable picture", path)
             continue
         lr, hr = (_middle(picture, unit) for picture, unit in zip(pair, (1, scale), strict=True))
-        inside = hr[scale:-scale, scale:-scale]  # what PSNR looks at
+        inside = hr[scale:-scale, scale:-scale]  # the part that PSNR compares
         judges = min(hr.shape[:2]) > 4 * scale and int(inside.max()) - int(inside.min()) > 8
         pictures.append(CalibrationPicture(path.stem, dataset, lr, hr, len(pictures) % 3 == 2 and judges))
     if not pictures:
@@ -68,11 +67,11 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
 
 
 def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """(LR, HR) of one original; LR is the data set's own where it has one of the right size."""
+    """(LR, HR) of one original; None if it cannot be read. A data set's own LR is taken if its size is right."""
     picture = read_rgb(path)
     if picture is None:
         return None
-    short = [(0, max(0, scale - side)) for side in picture.shape[:2]]  # one LR pixel needs `scale` of them
+    short = [(0, max(0, scale - side)) for side in picture.shape[:2]]  # one LR pixel needs `scale` HR pixels
     hr = crop_to_multiple(np.pad(picture, [*short, (0, 0)], mode="edge"), scale)
     if path.parent.name == "HR":
         lr = read_rgb(path.parent.parent / f"LRx{scale}" / path.name)
@@ -82,7 +81,7 @@ def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def _middle(picture: NDArray[np.uint8], unit: int) -> NDArray[np.uint8]:
-    """The middle of a picture in which an LR pixel is `unit` pixels wide, at most `MAX_SIDE` LR pixels high and wide."""
+    """The middle of a picture, at most `MAX_SIDE` LR pixels high and wide. One LR pixel is `unit` pixels wide in it."""
     top, left = (max(0, length // unit - MAX_SIDE) // 2 * unit for length in picture.shape[:2])
     side = MAX_SIDE * unit
     return np.ascontiguousarray(picture[top : top + side, left : left + side])

@@ -1,4 +1,4 @@
-"""The two int8 forms of a decoder: a chain of convolutions, and any other network. Both are an `Int8Form`."""
+"""The two int8 forms of a decoder, for chains of convolutions and for any other network. Both are an `Int8Form`."""
 
 from __future__ import annotations
 
@@ -17,36 +17,33 @@ from ...models.interface import Network
 from ...runtime.pictures.arrays import from_graph, to_graph
 from ..graphs import GraphKind
 from .execution import Plan, check_all_int8, check_execution
-from .qdq import insert_qdq, insert_qdq_around, quantizations
+from .qdq import insert_qdq, insert_qdq_around
 
 __all__ = ["ChainForm", "ConvolutionsForm", "Decoder", "fake_quantized"]
 
 Decoder = Callable[..., Tensor]
-"""`Network.decode` of some form."""
+"""A decoder, called like `Network.decode`."""
 
 
 class ChainForm:
-    """A chain of convolutions: one quantization between two of them, ReLU fused."""
+    """A chain of convolutions: one quantization between two convolutions, ReLU fused."""
 
     def __init__(self, quantizer: ChainQuantizer, decoder: QuantizedChain) -> None:
         self.decoder = decoder
         self.traced, self._chain = quantizer.deployed(decoder)
 
     def __call__(self, *sample: Tensor) -> Tensor:
-        """See `Int8Form`."""
         return cast(Tensor, self.decoder(*sample))
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """See `Int8Form`."""
-        return insert_qdq(model, quantizations(self._chain))
+        return insert_qdq(model, self._chain)
 
     def check_execution(self, graph: bytes) -> None:
-        """See `Int8Form`."""
         check_execution(graph, Plan.of(self.decoder))
 
 
 class ConvolutionsForm:
-    """Any network: all convolutions of its decoder but the first and the last, each with input and output quantized."""
+    """Any network: input and output of every convolution of its decoder are quantized, except the first and the last."""
 
     def __init__(self, network: Network) -> None:
         """`network`: from `quantize_convolutions`."""
@@ -55,15 +52,12 @@ class ConvolutionsForm:
         self.traced: nn.Module = with_plain_convolutions(network).eval()
 
     def __call__(self, *sample: Tensor) -> Tensor:
-        """See `Int8Form`."""
         return self.network.decode(*sample)
 
     def insert(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """See `Int8Form`."""
         return insert_qdq_around(model, self.convolutions)
 
     def check_execution(self, graph: bytes) -> None:
-        """See `Int8Form`."""
         check_all_int8(graph, len(self.convolutions))
 
 

@@ -1,8 +1,7 @@
-"""int8 in an export: pictures to calibrate and judge with, the quantized decoder, the report, the time it saves."""
+"""The int8 part of an export: choose the pictures, quantize the decoder, report the PSNR drop and the time saved."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,13 @@ from .calibration import CalibrationPicture
 from .forms import fake_quantized
 from .post_training import Original, Quantized, quantize, quantize_any, trained
 
-__all__ = ["Int8Timing", "drop_by_dataset", "make_int8", "measure_time"]
+__all__ = ["drop_by_dataset", "make_int8", "measure_time"]
 
 Progress = Callable[[str], None]
 _TIMED = (128, 128)
 _ROUNDS = 5
 _SECONDS = 10.0
-"""After which no further round is begun: heavy networks take seconds a call."""
+"""No round begins after this time: heavy networks take seconds a call."""
 _COMPARED: tuple[Precision, ...] = ("fp32", "int8")
 
 
@@ -48,11 +47,11 @@ def make_int8(
 ) -> Quantized:
     """The quantized decoder of a network: the one that training left in its checkpoint, or a post-training one.
 
-    A network with an `int8_form` has remedies of its own; for others one way fits them all (`quantize_any`).
+    A network with an `int8_form` is quantized its own way, all others by `quantize_any`.
 
-    Ranges come from the calibration pictures that are not held back, and from the small ones that the package carries, so
-    that no folder of blank pictures decides alone. The pictures that were held back judge; without any, the package's own,
-    on which fifteen to thirty ranges are hardly fitted.
+    Ranges come from the calibration pictures that are not held back, and from the package's own small pictures, so that
+    a folder of blank pictures cannot decide by itself. The held-back pictures judge. Without any, the package's own judge:
+    fifteen to thirty ranges can hardly be fitted to them.
     """
     network: Network = kind.network
     chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
@@ -64,8 +63,7 @@ def make_int8(
         for case in proof.judging:
             assert case.hr is not None
             assert case.psnr_y is not None
-            picture = fake_quantized(kind, form, case.lr)
-            drops.append(psnr_drop(case.psnr_y, psnr_y(picture, case.hr, network.scale)))
+            drops.append(psnr_drop(case.psnr_y, psnr_y(fake_quantized(kind, form, case.lr), case.hr, network.scale)))
         return float(np.mean(drops))
 
     if (quantizer := network.int8_form) is None:
@@ -74,7 +72,6 @@ def make_int8(
         Original(sample, twin, torch.from_numpy(to_graph(hr)))
         for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
     ]
-
     if quantizer.trained is not None and not post_training:
         progress("quantize: as trained")
         return trained(quantizer, quantizer.trained, originals, judge)
@@ -82,7 +79,7 @@ def make_int8(
 
 
 def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:
-    """PSNR-Y drop of the fake-quantized model on each set of pictures, mean and worst."""
+    """PSNR-Y drop in dB of the fake-quantized model on each set of pictures, mean and worst."""
     drops: dict[str, list[float]] = {}
     for case in proof.cases:
         if case.psnr_y is not None and case.psnr_y_int8 is not None:
@@ -100,19 +97,11 @@ def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Int8Timing:
-    """Medians of whole calls in milliseconds, a uint8 array to a uint8 array."""
+def measure_time(folder: Path) -> list[dict[str, Any]]:
+    """Time the staged bundle in float32 and int8 on every engine, interleaved, at 128×128 LR.
 
-    engine: str
-    size: tuple[int, int]
-    threads: int
-    fp32_ms: float
-    int8_ms: float
-
-
-def measure_time(folder: Path) -> tuple[Int8Timing, ...]:
-    """Time float32 against int8 on every engine, interleaved, at 128×128 LR."""
+    A row is the median time of a whole call, from uint8 array to uint8 array, in milliseconds (`fp32_ms`, `int8_ms`).
+    """
     threads = cpu.available_threads()
     picture = np.random.default_rng(0).integers(0, 256, (*_TIMED, 3), dtype=np.uint8)
     calls = {}
@@ -121,7 +110,8 @@ def measure_time(folder: Path) -> tuple[Int8Timing, ...]:
             pipeline = load_pipeline(Bundle(folder), backend=engine, precision=precision, threads=threads, seed=0)
             calls[engine, precision] = partial(pipeline.picture, picture)
     medians = interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
-    return tuple(
-        Int8Timing(engine, _TIMED, threads, *(round(medians[engine, precision], 2) for precision in _COMPARED))
+    return [
+        {"engine": engine, "size": _TIMED, "threads": threads}
+        | {f"{precision}_ms": round(medians[engine, precision], 2) for precision in _COMPARED}
         for engine in BACKENDS
-    )
+    ]

@@ -1,4 +1,4 @@
-"""Post-training quantization: find what costs PSNR, and apply remedies in order of their price until the rest is small."""
+"""Post-training quantization: find what costs PSNR, and apply remedies, the cheap ones first, until the drop is small."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ PERCENTILES = (0.99999, 0.9999, 0.9995)
 EQUALIZATIONS = (0.5, 0.7, 0.85, 1.0)
 MAX_IDENTITIES = 3
 MAX_FLOATS = 0.25
-"""Of the convolutions: with more of them in float, int8 would be one by name only."""
+"""Largest share of the convolutions that may stay in float. With more, the graph would be int8 in name only."""
 _SENSITIVITY_PIXELS = 30_000
-"""LR pixels that the sensitivity pass looks at, two to three runs of half a decoder a convolution."""
+"""LR pixels in the sensitivity pass. It runs half a decoder two or three times for each convolution."""
 _COMPARED_SIDE = 48
-"""LR pixels of the corner of each picture on which ranges are compared for networks that may take seconds a picture."""
+"""Side in LR pixels of the corner of each picture on which `quantize_any` compares ranges: networks may take seconds a
+picture."""
 _TWIN_WEIGHT = 0.05
-"""Of a picture's black-and-white twin beside the picture itself, where remedies are compared: text is rare, but ranges make
-a large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
+"""Weight of a picture's black-and-white twin beside the picture, when remedies are compared. Text is rare, but ranges make a
+large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
 _LEAST_ERROR = 1e-6
-"""Mean squared error of full range 1 below which a picture counts as this good (60 dB): blank pictures outweigh no other."""
+"""Least mean squared error (full range 1; 60 dB) that a picture counts with, so that blank pictures outweigh no other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """What calibration knows of one picture."""
+    """One calibration picture."""
 
     sample: Sample
     twin: Sample
@@ -55,38 +56,37 @@ class Original:
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """One step of the search and what was left after it."""
+    """One step of the search and the drop that was left after it."""
 
     remedy: str
     chosen: str
     psnr_drop_db: float
-    """On the judging pictures, with this and all remedies before it."""
+    """PSNR-Y drop on the judging pictures with this and all earlier remedies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution of body or tail."""
+    """One convolution: `layer` is "body.3" or "tail", or its name in a network without an `int8_form`."""
 
     layer: str
-    """"body.3" or "tail"."""
     precision: str
-    """"int8" or "fp32"; before one in fp32, ONNX Runtime runs an unmodulated int8 convolution in float as well."""
+    """"int8" or "fp32". ONNX Runtime also runs an unmodulated int8 convolution in float if the next one is in fp32."""
     weight_range: float
     """Largest absolute weight that its levels reach."""
     input_range: float | None
     """Largest input that the levels reach; None in float."""
     output_range: tuple[float, float] | None
-    """Lowest and highest output over all channels; None where the output itself is not quantized."""
+    """Lowest and highest output over all channels; None if the output is not quantized."""
     identity: bool
-    """Whether its identity part stands outside the convolution."""
+    """Whether the identity part is added outside the convolution."""
     cost_db: dict[str, float]
-    """PSNR that quantizing one tensor alone ("weight", "input", "output") costs on calibration pictures, taking its error as
-    independent of the network's own: 10·log₁₀(1 + error/error of the network), so never negative."""
+    """PSNR in dB that quantizing only this tensor ("weight", "input", "output") costs on calibration pictures. Its error
+    counts as independent of the network's own: 10·log₁₀(1 + error/error of the network), so the cost is never negative."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A quantized decoder and how it came about."""
+    """A quantized decoder and the report on it."""
 
     form: Int8Form
     source: str
@@ -94,7 +94,7 @@ class Quantized:
     remedies: tuple[Remedy, ...]
     layers: tuple[Layer, ...]
     psnr_drop_db: float
-    """On the judging pictures, of the fake-quantized torch model."""
+    """PSNR-Y drop of the fake-quantized torch model on the judging pictures."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for manifest and report."""
@@ -104,26 +104,23 @@ class Quantized:
             "weight_levels": WEIGHT_LEVELS,
             "activation_levels": ACTIVATION_LEVELS,
             "remedies": [dataclasses.asdict(remedy) for remedy in self.remedies],
-            "layers": [
-                {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(layer).items()}
-                for layer in self.layers
-            ],
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
 
 
 def _own_error(reference: Tensor, hr: Tensor) -> float:
-    """Mean squared error of the network's own output."""
+    """Mean squared error of the float network's output."""
     return max(float(F.mse_loss(reference.clamp(0, 1), hr)), _LEAST_ERROR)
 
 
 def _decibels(output: Tensor, reference: Tensor, own: float) -> float:
-    """What the difference between two outputs costs in PSNR, taken as independent of the reference's `own` error."""
+    """PSNR in dB that the difference between two outputs costs, if it is independent of the reference's `own` error."""
     return 10 * math.log10(1 + float(F.mse_loss(output.clamp(0, 1), reference.clamp(0, 1))) / own)
 
 
 @torch.no_grad()
 def _sensitivities(decoder: QuantizedChain, originals: Sequence[Original]) -> list[dict[str, float]]:
-    """For every convolution, what each of its tensors costs if it alone is quantized; mean over some of the pictures."""
+    """For every convolution: tensor → PSNR in dB that quantizing only this tensor costs, mean over some of the pictures."""
     costs: list[dict[str, list[float]]] = [{} for _ in decoder.convs]
     pixels = 0
     for original in originals:
@@ -148,6 +145,8 @@ def _keep_input(inputs: dict[int, Tensor], index: int, where: str, x: Tensor) ->
 
 
 class _Search:
+    """The remedies that were taken so far, and the decoder that they give."""
+
     def __init__(self, quantizer: ChainQuantizer, originals: Sequence[Original], judge: Judge, progress: Progress) -> None:
         self.quantizer, self.originals, self.judge, self.progress = quantizer, originals, judge, progress
         self.samples = [original.sample for original in originals] + [original.twin for original in originals]
@@ -155,23 +154,22 @@ class _Search:
         self.decoder = quantizer.calibrate(self.samples, self.ranges)
         with torch.no_grad():
             self.exact = [self.decoder(*sample, only=()) for sample in self.samples]
-        own = [_own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
-        self.own = own * 2
-        """Of every sample; a twin has no original, its error counts as if the network's own were the picture's."""
+        # A twin has no original: it gets the error of its picture.
+        self.own = 2 * [_own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
         self.cost = self.cost_of(self.decoder)
         self.drop = math.inf
         self.remedies: list[Remedy] = []
 
     @torch.no_grad()
     def cost_of(self, decoder: QuantizedChain) -> float:
-        """Mean over the pictures of the dB that all of quantization costs, with a share of what it costs on their twins."""
+        """PSNR in dB that quantization costs, mean over the pictures, plus `_TWIN_WEIGHT` times the cost on their twins."""
         seen = zip(self.samples, self.exact, self.own, strict=True)
         costs = [_decibels(decoder(*sample), exact, own) for sample, exact, own in seen]
         count = len(self.originals)
         return float(np.mean(costs[:count]) + _TWIN_WEIGHT * np.mean(costs[count:]))
 
     def best_of(self, candidates: Sequence[Ranges]) -> None:
-        """Go on from the cheapest of the candidates, if it costs less than what there is."""
+        """Take the cheapest of the candidates if it costs less than the present ranges."""
         for ranges in candidates:
             decoder = self.quantizer.calibrate(self.samples, ranges)
             cost = self.cost_of(decoder)
@@ -211,24 +209,26 @@ class _Search:
                     break
 
 
-def _layers(decoder: QuantizedChain, costs: Sequence[dict[str, float]]) -> tuple[Layer, ...]:
-    def rounded(value: Tensor) -> float:
-        return float(f"{float(value.detach()):.5g}")
+def _rounded(value: float | Tensor) -> float:
+    """The value with five significant digits."""
+    return float(f"{float(value):.5g}")
 
+
+@torch.no_grad()
+def _layers(decoder: QuantizedChain, originals: Sequence[Original]) -> tuple[Layer, ...]:
+    costs = _sensitivities(decoder, originals)
     layers = []
     for index, conv in enumerate(decoder.layers()):
-        low, scale = conv.output_low, conv.log_output_scale
+        inputs, low, scale = conv.log_input_scale, conv.output_low, conv.log_output_scale
         layers.append(
             Layer(
                 layer="tail" if index + 1 == len(decoder.convs) else f"body.{index}",
                 precision="int8" if conv.quantized else "fp32",
-                weight_range=rounded(conv.quantized_weight().abs().max()),
-                input_range=None
-                if conv.log_input_scale is None
-                else rounded(ACTIVATION_LEVELS * conv.log_input_scale.exp()),
+                weight_range=_rounded(conv.quantized_weight().abs().max()),
+                input_range=None if inputs is None else _rounded(ACTIVATION_LEVELS * inputs.exp()),
                 output_range=None
                 if low is None or scale is None
-                else (rounded(low.min()), rounded((low + ACTIVATION_LEVELS * scale.exp()).max())),
+                else (_rounded(low.min()), _rounded((low + ACTIVATION_LEVELS * scale.exp()).max())),
                 identity=conv.identity is not None,
                 cost_db=costs[index],
             )
@@ -244,55 +244,56 @@ def quantize(
     max_drop: float,
     progress: Progress = lambda step: None,
 ) -> Quantized:
-    """Quantize the float network's decoder: free remedies always, dearer ones while the drop exceeds `max_drop` dB.
+    """Quantize the float network's decoder. Free remedies always, dearer ones while the drop exceeds `max_drop` dB.
 
-    `originals`: what ranges cover and remedies are compared on. The result may still exceed `max_drop`: the caller decides
-    what that means.
+    `originals`: the pictures that ranges cover and remedies are compared on. The drop of the result may still exceed
+    `max_drop`; the caller decides about that.
     """
     search = _Search(quantizer, originals, judge, progress)
     search.run(max_drop)
     progress("quantize: which layers cost PSNR")
-    layers = _layers(search.decoder, _sensitivities(search.decoder, originals))
-    return Quantized(ChainForm(quantizer, search.decoder), "post-training", tuple(search.remedies), layers, search.drop)
+    form, remedies = ChainForm(quantizer, search.decoder), tuple(search.remedies)
+    return Quantized(form, "post-training", remedies, _layers(search.decoder, originals), search.drop)
 
 
 def trained(quantizer: ChainQuantizer, decoder: QuantizedChain, originals: Sequence[Original], judge: Judge) -> Quantized:
-    """Report on a decoder that quantization-aware training made."""
-    costs = _sensitivities(decoder, originals)
+    """The decoder that quantization-aware training made, with the report on it."""
     form = ChainForm(quantizer, decoder)
     drop = round(judge(form), 4)
-    return Quantized(form, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, costs), drop)
+    return Quantized(form, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, originals), drop)
 
 
 @torch.no_grad()
 def quantize_any(network: Network, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
-    """Quantize all convolutions of a decoder that has no form of its own, over the range that costs least.
+    """Quantize the convolutions of a network without an `int8_form`, over the ranges that cost least.
 
-    `samples`: pictures, then as many black-and-white twins of theirs.
+    `samples`: pictures, then a black-and-white twin of each.
     """
     progress("quantize: ranges")
     percentiles = (1.0, *PERCENTILES[1:])
     spans = observe(network, samples, percentiles)
-    pictures = samples[: len(samples) // 2]  # their twins have a say in the ranges alone
+    pictures = samples[: len(samples) // 2]  # the twins only widen the ranges
     compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], *condition) for lr, *condition in pictures]
     exact = [network.decode(*sample) for sample in compared]
-    best: tuple[float, float, ConvolutionsForm] | None = None
-    for percentile in percentiles:
-        form = ConvolutionsForm(quantize_convolutions(network, spans, percentile))
-        error = sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(compared, exact, strict=True))
-        if best is None or error < best[0]:
-            best = error, percentile, form
-    assert best is not None
-    _, percentile, form = best
+
+    def form_of(percentile: float) -> ConvolutionsForm:
+        return ConvolutionsForm(quantize_convolutions(network, spans, percentile))
+
+    def error(percentile: float) -> float:
+        form = form_of(percentile)
+        return sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(compared, exact, strict=True))
+
+    percentile = min(percentiles, key=error)
+    form = form_of(percentile)
     drop = round(judge(form), 4)
     remedy = Remedy("ranges", f"{percentile:.5%} of the values", drop)
     layers = tuple(
         Layer(
             layer=name,
             precision="int8",
-            weight_range=float(f"{float(conv.weight.abs().max()):.5g}"),
-            input_range=float(f"{conv.input.reach[1]:.5g}"),
-            output_range=(float(f"{conv.output.reach[0]:.5g}"), float(f"{conv.output.reach[1]:.5g}")),
+            weight_range=_rounded(conv.weight.abs().max()),
+            input_range=_rounded(conv.input.reach[1]),
+            output_range=(_rounded(conv.output.reach[0]), _rounded(conv.output.reach[1])),
             identity=False,
             cost_db={},
         )

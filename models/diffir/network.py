@@ -1,10 +1,12 @@
-"""DiffIR-S2: a condition encoder, a diffusion process over a latent prior, and a U-shaped transformer that the prior steers.
+"""DiffIR-S2: condition encoder, diffusion process over a latent prior, and a U-shaped transformer that the prior modulates.
 
 Xia et al., "DiffIR: Efficient Diffusion Model for Image Restoration", ICCV 2023; the transformer is Restormer's (CVPR 2022).
-Submodules carry the names of the released checkpoints' keys.
+Submodules have the names of the released checkpoints' keys.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,19 @@ from .config import LATENT_SIZE, DiffIRConfig
 __all__ = ["DiffIR"]
 
 _SLOPE = 0.1
-"""Of every leaky ReLU."""
+"""Negative slope of every leaky ReLU."""
 _MULTIPLE = 8
-"""The transformer halves its input three times."""
+"""Multiple of the input's sides: the transformer halves them three times."""
 
 
-class _LayerNormBody(nn.Module):
+def _named(**modules: nn.Module) -> nn.Sequential:
+    """Modules in a row, under the names of the released keys."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+class _LayerNorm(nn.Module):
+    """Normalization over channels, at every pixel. The form without bias neither subtracts the mean nor adds anything."""
+
     def __init__(self, channels: int, biased: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -38,19 +47,8 @@ class _LayerNormBody(nn.Module):
         return centred / deviation * weight + self.bias.view(1, -1, 1, 1)
 
 
-class _LayerNorm(nn.Module):
-    """Over channels, at every pixel; the "BiasFree" form divides without taking the mean off, and adds nothing."""
-
-    def __init__(self, channels: int, biased: bool) -> None:
-        super().__init__()
-        self.body = _LayerNormBody(channels, biased)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
 class _Modulated(nn.Module):
-    """What attention and feed-forward share: the latent prior scales and shifts their input, channel by channel."""
+    """Base of attention and feed-forward part: the latent prior scales and shifts their input, channel by channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,7 +79,7 @@ class _Attention(_Modulated):
 
 
 class _FeedForward(_Modulated):
-    """Gated: one half of the channels, through GELU, weighs the other."""
+    """Gated feed-forward part: one half of the channels, through GELU, is multiplied with the other."""
 
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__(channels)
@@ -97,9 +95,9 @@ class _FeedForward(_Modulated):
 class _Block(nn.Module):
     def __init__(self, config: DiffIRConfig, channels: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = _LayerNorm(channels, config.biased_norm)
+        self.norm1 = _named(body=_LayerNorm(channels, config.biased_norm))
         self.attn = _Attention(channels, heads, config.bias)
-        self.norm2 = _LayerNorm(channels, config.biased_norm)
+        self.norm2 = _named(body=_LayerNorm(channels, config.biased_norm))
         self.ffn = _FeedForward(channels, hidden, config.bias)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -114,26 +112,11 @@ class _Blocks(nn.ModuleList):
         return x
 
 
-class _Resample(nn.Module):
-    """A convolution, then pixels to channels (down) or back (up): half or twice the height and width."""
-
-    def __init__(self, channels: int, *, up: bool) -> None:
-        super().__init__()
-        out = 2 * channels if up else channels // 2
-        shuffle: nn.Module = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
-        self.body = nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), shuffle)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class _PatchEmbed(nn.Module):
-    def __init__(self, channels: int, out: int, bias: bool) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, out, 3, padding=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+def _resample(channels: int, *, up: bool) -> nn.Sequential:
+    """A convolution, then channels to pixels (up) or back (down): twice or half the height and width."""
+    out = 2 * channels if up else channels // 2
+    shuffle = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
+    return _named(body=nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), shuffle))
 
 
 class _DIRformer(nn.Module):
@@ -148,22 +131,20 @@ class _DIRformer(nn.Module):
             return _Blocks(_Block(config, channels, config.heads[index], hidden) for _ in range(count))
 
         counts, hidden = config.num_blocks, config.ffn_hidden
-        self.patch_embed = _PatchEmbed(3 * config.unshuffle**2, dim, config.bias)
+        self.patch_embed = _named(proj=nn.Conv2d(3 * config.unshuffle**2, dim, 3, padding=1, bias=config.bias))
         self.encoder_level1 = level(0, counts[0], dim, hidden[0])
         self.encoder_level2 = level(1, counts[1], 2 * dim, hidden[1])
         self.encoder_level3 = level(2, counts[2], 4 * dim, hidden[2])
         self.latent = level(3, counts[3], 8 * dim, hidden[3])
-        self.down1_2, self.down2_3, self.down3_4 = (_Resample(dim * factor, up=False) for factor in (1, 2, 4))
-        self.up4_3, self.up3_2, self.up2_1 = (_Resample(dim * factor, up=True) for factor in (8, 4, 2))
+        self.down1_2, self.down2_3, self.down3_4 = (_resample(dim * factor, up=False) for factor in (1, 2, 4))
+        self.up4_3, self.up3_2, self.up2_1 = (_resample(dim * factor, up=True) for factor in (8, 4, 2))
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=config.bias)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=config.bias)
         self.decoder_level3 = level(2, counts[2], 4 * dim, hidden[2])
         self.decoder_level2 = level(1, counts[1], 2 * dim, hidden[1])
         self.decoder_level1 = level(0, counts[0], 2 * dim, hidden[4])
         self.refinement = level(0, config.num_refinement_blocks, 2 * dim, hidden[4])
-        enlarge: list[nn.Module] = []
-        for _ in range(2):
-            enlarge += [nn.Conv2d(2 * dim, 8 * dim, 3, padding=1), nn.PixelShuffle(2)]
+        enlarge = [layer for _ in range(2) for layer in (nn.Conv2d(2 * dim, 8 * dim, 3, padding=1), nn.PixelShuffle(2))]
         self.tail = nn.Sequential(nn.Sequential(*enlarge), nn.Conv2d(2 * dim, 3, 3, padding=1))
 
     def forward(self, lr: Tensor, z: Tensor) -> Tensor:
@@ -206,22 +187,15 @@ class _ConditionEncoder(nn.Module):
         return self.E(F.pixel_unshuffle(lr, self.unshuffle) if self.unshuffle > 1 else lr)
 
 
-class _Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.resmlp = nn.Sequential(nn.Linear(LATENT_SIZE, LATENT_SIZE), nn.LeakyReLU(_SLOPE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resmlp(x)
-
-
 class _Denoiser(nn.Module):
     """MLP on [c, t/(10·T), z_t] that predicts z_0."""
 
     def __init__(self, config: DiffIRConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(2 * LATENT_SIZE + 1, LATENT_SIZE), nn.LeakyReLU(_SLOPE)]
-        self.resmlp = nn.Sequential(*layers, *(_Layer() for _ in range(config.n_denoise_res)))
+        for _ in range(config.n_denoise_res):
+            layers.append(_named(resmlp=nn.Sequential(nn.Linear(LATENT_SIZE, LATENT_SIZE), nn.LeakyReLU(_SLOPE))))
+        self.resmlp = nn.Sequential(*layers)
         self.steps = config.steps
 
     def forward(self, c: Tensor, t: int, z: Tensor) -> Tensor:
@@ -233,7 +207,6 @@ class DiffIR(LatentPriorNetwork):
     """DiffIR-S2 at inference."""
 
     config: DiffIRConfig
-    """Sizes of this network."""
 
     def __init__(self, config: DiffIRConfig) -> None:
         super().__init__()
@@ -245,48 +218,43 @@ class DiffIR(LatentPriorNetwork):
 
     @property
     def latent_size(self) -> int:
-        """Length of noise and latent prior."""
         return LATENT_SIZE
 
     @property
     def condition_channels(self) -> int:
-        """Channels of the condition feature map."""
         return LATENT_SIZE
 
     @property
     def size_multiple(self) -> int:
-        """LR pixels per cell of the condition feature map."""
         return self.config.unshuffle
 
     @property
     def receptive_radius(self) -> None:
-        """Attention normalizes its queries and keys over all pixels: every output pixel depends on the whole picture."""
+        """None: attention normalizes queries and keys over all pixels, so an output pixel depends on the whole picture."""
         return None
 
     @property
     def condition_radius(self) -> int:
-        """Cells of the condition feature map on each side that one of them depends on: a cell a convolution."""
+        # One cell per 3×3 convolution.
         return 2 * self.config.n_encoder_res + 4
 
     @property
     def peak_channels(self) -> int:
-        """Values per LR pixel that the decoder holds at once, at most: the last enlargement before and after its shuffle, or
-        what a gated feed-forward part of the refinement reads and writes."""
+        # The last enlargement before and after its shuffle, or inputs and outputs of a feed-forward part of the refinement.
         per_cell = max(2 * 16 * 2 * self.config.dim, 2 * self.config.dim + 3 * 2 * self.config.ffn_hidden[4])
         return -(-per_cell // self.config.unshuffle**2)
 
     def feature_map(self, lr: Tensor) -> Tensor:
-        """N×3×H×W LR in [0, 1] → N×256×⌈H/f⌉×⌈W/f⌉, f the unshuffling; LR is continued by its edge pixels to whole cells."""
+        """N×3×H×W LR in [0, 1] → N×256×⌈H/f⌉×⌈W/f⌉, f the unshuffling; sides are padded by edge replication."""
         return self.condition.feature_map(pad_to_multiple(lr, self.config.unshuffle))
 
     def prior(self, pooled: Tensor, noise: Tensor) -> Tensor:
-        """Pooled condition features (N×256) and standard normal noise (N×256) → latent prior z (N×256)."""
         return reverse_process(self.denoise, self.schedule, self.condition.mlp(pooled), noise)
 
     def decode(self, lr: Tensor, z: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×256 z → N×3×sH×sW SR, not clipped.
 
-        LR is continued by its edge pixels to the multiple of 8 (times the unshuffling) that the transformer needs.
+        LR is padded by edge replication to multiples of 8 (times the unshuffling), which the transformer needs.
         """
         height, width = lr.shape[2:]
         padded = pad_to_multiple(lr, _MULTIPLE * self.config.unshuffle)
@@ -294,7 +262,6 @@ class DiffIR(LatentPriorNetwork):
 
     @torch.no_grad()
     def vary_initial_weights(self) -> None:
-        """Norms start as ones."""
         for key, parameter in self.named_parameters():
             if ".norm" in key:
                 parameter.add_(0.02 * torch.randn_like(parameter))

@@ -1,11 +1,11 @@
-"""A decoder that is a chain of convolutions, fake-quantized: to train it, as the reference of int8 engines, and to trace it.
+"""A decoder that is a chain of convolutions, fake-quantized: for training, as reference of int8 engines, and for tracing.
 
 Weights have 8 bits and one scale per channel. Activations have 8 bits, one scale per tensor and zero point 0: each follows a
 ReLU. Neighbouring weight levels never overflow 16 bits (`levels.py`). That costs next to nothing: the mean squared error of
 rounding is 1.51 grey levels² with the rule, 1.52 without it, and 2.51 with 7-bit weights (`small` on Kodak24).
 
 If something stands between a convolution and its ReLU (modulation, an identity skip), or nothing follows it (the tail), the
-output of the convolution is quantized too. Each channel then has a lowest value and a scale of its own, folded into its
+output of the convolution is quantized too. Each channel then has its own lowest value and scale, folded into its
 weights: ONNX Runtime has no int8 convolution with a float output.
 """
 
@@ -22,29 +22,20 @@ from torch import Tensor, nn
 from .levels import ACTIVATION_LEVELS, weight_limit, without_overflow
 from .samples import Sample
 
-__all__ = [
-    "TENSORS",
-    "ChainQuantizer",
-    "Only",
-    "QuantizedChain",
-    "QuantizedConv",
-    "Ranges",
-    "TracedChain",
-    "Watch",
-]
+__all__ = ["TENSORS", "ChainQuantizer", "Only", "QuantizedChain", "QuantizedConv", "Ranges", "TracedChain", "Watch"]
 
 _BIAS_LEVELS = 2**31 - 1
-
 TENSORS = ("weight", "input", "output")
-"""What may be quantized of a convolution."""
+"""Tensors of a convolution that may be quantized."""
 Only = Collection[tuple[int, str]] | None
 """(index of a convolution, one of `TENSORS`), or None for all."""
 Watch = Callable[[int, str, Tensor], None]
-"""Told (index of the convolution, "input" or "output", the tensor before it is quantized)."""
+"""Called with (index of the convolution, "input" or "output", the tensor before it is quantized)."""
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """x → the nearest of low … high times the scale exp(log_scale); gradients straight through, of the scale as in LSQ."""
+    """x → the nearest level of low … high, times the scale exp(log_scale). The gradient passes straight through; that of the
+    scale is as in LSQ."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: int, high: int, pairs: bool) -> Tensor:
@@ -62,7 +53,7 @@ class _FakeQuantize(torch.autograd.Function):
         clamped = levels.clamp(*ctx.bounds)
         inside = clamped == levels
         of_x = gradient * inside
-        # Of the scale: rounding error inside the range, the bound beyond it; times the scale, as its logarithm is trained.
+        # LSQ: rounding error inside the range, the bound beyond it. Times the scale, because its logarithm is trained.
         of_scale = (gradient * (clamped.round_() - levels * inside)).sum_to_size(log_scale.shape) * log_scale.exp()
         return of_x, of_scale, None, None, None
 
@@ -72,22 +63,22 @@ def _fake_quantize(x: Tensor, log_scale: Tensor, low: int, high: int, *, pairs: 
 
 
 class QuantizedConv(nn.Module):
-    """A 3×3 convolution with quantized weights and input, and where asked for a quantized output; or a plain float one."""
+    """A 3×3 convolution with quantized weights and input, and optionally a quantized output; or a plain float one."""
 
     weight: nn.Parameter
     """O×I×3×3."""
     bias: nn.Parameter
     """O."""
     log_weight_scale: nn.Parameter | None
-    """O×1×1×1, of one level of the weights; None for a float convolution."""
+    """O×1×1×1, logarithm of the scale of the weights; None for a float convolution."""
     log_input_scale: nn.Parameter | None
-    """Scalar, of one level of the input."""
+    """Scalar, logarithm of the scale of the input; None for a float convolution."""
     output_low: nn.Parameter | None
-    """O, the value that level 0 of the output stands for; None where the output is not quantized."""
+    """O, value of the output's level 0; None if the output is not quantized."""
     log_output_scale: nn.Parameter | None
-    """O, of one level of the output."""
+    """O, logarithm of the scale of the output; None if the output is not quantized."""
     identity: nn.Parameter | None
-    """O, the part of the input that is added to the output outside the convolution (and has left `weight`); or None."""
+    """O, factors of the input that is added to the output outside the convolution (`weight` lacks them); or None."""
 
     def __init__(self, inputs: int, outputs: int, *, quantized: bool, output: bool, identity: bool) -> None:
         super().__init__()
@@ -109,7 +100,7 @@ class QuantizedConv(nn.Module):
         return self.log_weight_scale is not None
 
     def quantized_weight(self) -> Tensor:
-        """`weight` as its levels have it."""
+        """`weight`, rounded to its levels."""
         if self.log_weight_scale is None:
             return self.weight
         inputs = self.weight.shape[1]
@@ -117,7 +108,7 @@ class QuantizedConv(nn.Module):
         return _fake_quantize(self.weight, self.log_weight_scale, -limit, limit, pairs=inputs % 2 == 0)
 
     def quantized_bias(self) -> Tensor:
-        """`bias`, less the output's low, as a whole number of units of the products, which is how ONNX Runtime holds it."""
+        """`bias`, rounded so that bias − low is a whole number of products' units, as ONNX Runtime stores it."""
         if self.log_weight_scale is None or self.log_input_scale is None:
             return self.bias
         low = torch.zeros(()) if self.output_low is None else self.output_low
@@ -125,11 +116,11 @@ class QuantizedConv(nn.Module):
         return _fake_quantize(self.bias - low, unit, -_BIAS_LEVELS, _BIAS_LEVELS) + low
 
     def quantize_input(self, x: Tensor) -> Tensor:
-        """N×I×H×W, not negative."""
+        """Fake-quantize the input (N×I×H×W, not negative)."""
         return x if self.log_input_scale is None else _fake_quantize(x, self.log_input_scale, 0, ACTIVATION_LEVELS)
 
     def quantize_output(self, y: Tensor) -> Tensor:
-        """N×O×H×W."""
+        """Fake-quantize the output (N×O×H×W)."""
         if self.output_low is None or self.log_output_scale is None:
             return y
         low, scale = self.output_low[:, None, None], self.log_output_scale[:, None, None]
@@ -141,71 +132,70 @@ class QuantizedChain(nn.Module):
 
     convs: nn.ModuleList
     """`QuantizedConv` of body and tail."""
+    forward: Callable[..., Tensor]
+    """(*sample, only=None, watch=None): a `Sample` → N×3×sH×sW SR, not clipped.
+
+    `only`: quantize only these tensors (None: all). `watch` sees each tensor before it is quantized.
+    """
+    from_layer: Callable[..., Tensor]
+    """(start, x, *sample, only=None, watch=None): the rest of `forward`, from convolution `start` with input `x` on."""
 
     def layers(self) -> list[QuantizedConv]:
         """The convolutions of body and tail."""
         return [conv for conv in self.convs if isinstance(conv, QuantizedConv)]
 
-    forward: Callable[..., Tensor]
-    """(*sample, only=None, watch=None): a `Sample` → N×3×sH×sW SR, not clipped.
-
-    `only`: quantize these tensors alone (None: all). `watch` sees each tensor before it is quantized.
-    """
-    from_layer: Callable[..., Tensor]
-    """(start, x, *sample, only=None, watch=None): the rest of `forward` from convolution `start` on, whose input is `x`."""
-
     @torch.no_grad()
     def snap(self) -> None:
-        """Replace every quantized weight by the value that its level stands for; the function stays the same."""
+        """Replace every quantized weight by the value of its level. The chain computes the same as before."""
         for conv in self.layers():
             conv.weight.copy_(conv.quantized_weight())
             conv.bias.copy_(conv.quantized_bias())
 
 
 class TracedChain(nn.Module):
-    """The operations of the int8 graph in float. With quantize nodes around its convolutions it is the int8 graph.
+    """The operations of the int8 graph in float. Quantize nodes around its convolutions turn it into the int8 graph.
 
-    Every quantized output comes as levels: `relu(conv(x))`, with lowest value and scale of the output folded into the
-    kernel, so that one scale of 1 fits all channels.
+    Quantized outputs are levels: `relu(conv(x))`, with lowest value and scale of the output folded into the kernel, so that
+    one scale of 1 fits all channels.
     """
 
     convs: nn.ModuleList
     """Plain convolutions of body and tail. Exporters name their nodes by it: "…/convs.N/Conv"."""
     outputs: list[bool]
-    """Whether the output of a convolution is quantized."""
+    """For each convolution, whether its output is quantized."""
     weight_scales: list[Tensor | None]
-    """O, scales of one level of the folded kernels; None for a float convolution."""
+    """For each convolution, the scales of its folded kernel (O); None if it is float."""
     input_scales: list[Tensor | None]
-    """Scales of one level of the inputs; None for a float convolution."""
+    """For each convolution, the scale of its input; None if it is float."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """How ranges are chosen, and which convolutions are treated differently."""
+    """Options of calibration: how ranges are chosen, and which convolutions are treated differently."""
 
     percentile: float = 1.0
     """Share of an activation's values that its range covers; 1 for all of them."""
     equalization: float = 0.0
-    """From 0 (channels as trained) to 1 (all channels of an activation have the same largest value, by factors that move
-    through the ReLU into the next convolution)."""
+    """From 0 (channels as trained) to 1 (all channels of an activation have the same largest value). The factors move
+    through the ReLU into the next convolution."""
     identities: tuple[int, ...] = ()
-    """Convolutions whose identity part is added outside the convolution."""
+    """Indices of convolutions whose identity part is added outside the convolution."""
     floats: tuple[int, ...] = ()
-    """Convolutions that stay float."""
+    """Indices of convolutions that stay float."""
 
 
 class ChainQuantizer(abc.ABC):
-    """A network's own way to int8, for decoders that are a chain of convolutions."""
+    """The way to int8 of a network whose decoder is a chain of convolutions."""
 
     @property
     @abc.abstractmethod
     def trained(self) -> QuantizedChain | None:
-        """The decoder that quantization-aware training left; None before."""
+        """Result of quantization-aware training; None before."""
 
     @abc.abstractmethod
     def calibrate(self, samples: Sequence[Sample], ranges: Ranges) -> QuantizedChain:
-        """Quantize the fused float decoder with the ranges that its activations have on the samples."""
+        """Quantize the fused float decoder, with the ranges of its activations on the samples."""
 
     @abc.abstractmethod
     def deployed(self, decoder: QuantizedChain) -> tuple[nn.Module, TracedChain]:
-        """A copy of the fused network for tracing, with the decoder in its traced form; and that form."""
+        """(a copy of the fused network whose decoder is in its traced form, that traced form)."""

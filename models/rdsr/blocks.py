@@ -1,56 +1,52 @@
-"""Building blocks of RDSR: the reparameterizable convolution, modulation by the latent prior, and padding."""
+"""Building blocks of RDSR's decoder: the reparameterizable convolution, and modulation by the latent prior."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Modulation", "RepConv"]
+from .config import DecoderConfig
+
+__all__ = ["Modulation", "RepConv", "modulations"]
 
 
 class RepConv(nn.Module):
     """A 3×3 convolution that is trained as a sum of linear branches and deployed as one kernel.
 
-    Branches beside the 3×3 kernel `weight` (all optional, none has a bias of its own):
-    `conv1x1` (C×C×1×1), `expand` (M×C×1×1) followed by `project` (C×M×3×3), and `identity` (a scale a channel).
-    Without any of them the block *is* a plain convolution, which is what `fuse` returns.
+    Beside the 3×3 kernel `weight` there may be these branches, without biases: `conv1x1` (C×C×1×1); `expand` (M×C×1×1)
+    followed by `project` (C×M×3×3); `identity` (one scale per channel). Without any it is a plain convolution.
     """
+
+    conv1x1: nn.Parameter | None
+    expand: nn.Parameter | None
+    project: nn.Parameter | None
+    identity: nn.Parameter | None
 
     def __init__(self, channels: int, *, branches: Sequence[str] = (), expansion: int = 2) -> None:
         super().__init__()
-        hidden = channels * expansion
         self.channels = channels
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
-        for name in ("conv1x1", "expand", "project", "identity"):
-            self.register_parameter(name, None)
-        self.conv1x1: Tensor | None
-        self.expand: Tensor | None
-        self.project: Tensor | None
-        self.identity: Tensor | None
-        if "conv1x1" in branches:
-            self.conv1x1 = nn.Parameter(torch.empty(channels, channels, 1, 1))
-        if "expand" in branches:
-            self.expand = nn.Parameter(torch.empty(hidden, channels, 1, 1))
-            self.project = nn.Parameter(torch.empty(channels, hidden, 3, 3))
-        if "identity" in branches:
-            self.identity = nn.Parameter(torch.ones(channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Kaiming initialisation; beside an identity branch the others start small, so that deep stacks start tame."""
-        gain = 0.1 if self.identity is not None else 1.0
+        for name, branch, shape in (
+            ("conv1x1", "conv1x1", (channels, channels, 1, 1)),
+            ("expand", "expand", (channels * expansion, channels, 1, 1)),
+            ("project", "expand", (channels, channels * expansion, 3, 3)),
+            ("identity", "identity", (channels,)),
+        ):
+            self.register_parameter(name, nn.Parameter(torch.ones(shape)) if branch in branches else None)
         for weight in (self.weight, self.conv1x1, self.expand, self.project):
             if weight is not None:
                 nn.init.kaiming_normal_(weight, nonlinearity="relu")
-                with torch.no_grad():
-                    weight.mul_(1.0 if weight is self.expand else gain)
+                # Beside an identity branch the others start small, so that deep stacks start tame.
+                if self.identity is not None and weight is not self.expand:
+                    weight.data.mul_(0.1)
 
     def folded_weight(self) -> Tensor:
-        """The one C×C×3×3 kernel that equals the sum of all branches (exact: every branch is linear)."""
+        """The C×C×3×3 kernel that equals the sum of all branches. It is exact, since every branch is linear."""
         weight: Tensor = self.weight
         with torch.autocast(weight.device.type, enabled=False):  # a fold in bf16 would not be exact
             if self.conv1x1 is not None:
@@ -62,11 +58,11 @@ class RepConv(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W → N×C×H×W through the folded kernel: one convolution a block, in training too."""
+        """N×C×H×W → N×C×H×W through the folded kernel: one convolution, also while training."""
         return F.conv2d(x, self.folded_weight(), self.bias, padding=1)
 
     def forward_branches(self, x: Tensor) -> Tensor:
-        """The same map computed branch by branch; what `fuse` is proven against."""
+        """The same map, computed branch by branch. `fuse` is proven against it."""
         y = F.conv2d(x, self.weight, self.bias, padding=1)
         if self.conv1x1 is not None:
             y = y + F.conv2d(x, self.conv1x1)
@@ -78,15 +74,9 @@ class RepConv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> RepConv:
-        """A new block with the 3×3 kernel alone, folded in float64 and rounded once to the block's dtype."""
+        """A new block with only the 3×3 kernel, folded in float64 and rounded once to the block's dtype."""
         fused = RepConv(self.channels).to(self.weight)
-        dtype = self.weight.dtype
-        wide = RepConv.__new__(RepConv)
-        nn.Module.__init__(wide)
-        for name in ("weight", "conv1x1", "expand", "project", "identity"):
-            value = getattr(self, name)
-            wide.register_parameter(name, None if value is None else nn.Parameter(value.double()))
-        fused.weight.copy_(wide.folded_weight().to(dtype))
+        fused.weight.copy_(copy.deepcopy(self).double().folded_weight())
         fused.bias.copy_(self.bias)
         return fused
 
@@ -103,3 +93,8 @@ class Modulation(nn.Linear):
         """N×C×H×W features and N×latent prior → N×C×H×W."""
         scale, shift = super().forward(z)[:, :, None, None].chunk(2, dim=1)
         return x * (1 + scale) + shift
+
+
+def modulations(config: DecoderConfig) -> nn.ModuleDict:
+    """Depth in the body, as a string → its `Modulation`."""
+    return nn.ModuleDict({str(depth): Modulation(config.latent_size, config.width) for depth in config.modulation_depths})

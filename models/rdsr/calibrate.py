@@ -1,4 +1,4 @@
-"""Post-training quantization of a decoder: scales from what activations do on real pictures."""
+"""Post-training quantization of a decoder: scales from the ranges of its activations on real pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .quantized import QuantizedDecoder, merged_skip
 __all__ = ["calibrate"]
 
 _POSITIONS = 40_000
-"""Pixels, over all samples, that ranges are taken from; the largest value is taken over all."""
+"""Pixels, over all samples, that percentiles are taken from. Largest and smallest values are taken from all pixels."""
 _LEAST = 1e-6
-"""Scales are never smaller: an activation that is always zero has a range, too."""
+"""Smallest scale: an activation that is always zero needs one, too."""
 
 
 @torch.no_grad()
 def calibrate(decoder: RepDecoder, config: DecoderConfig, samples: Sequence[Sample], ranges: Ranges) -> QuantizedDecoder:
-    """Quantize the fused form of `decoder`, with the ranges that its activations have on the samples."""
+    """Quantize the fused form of `decoder`, with the ranges of its activations on the samples."""
     quantized = _as_fused(decoder.fuse(), config, ranges)
     if ranges.equalization:
         _equalize(quantized, samples, ranges.equalization)
@@ -34,7 +34,7 @@ def calibrate(decoder: RepDecoder, config: DecoderConfig, samples: Sequence[Samp
 
 
 def _as_fused(fused: RepDecoder, config: DecoderConfig, ranges: Ranges) -> QuantizedDecoder:
-    """The decoder with fused float weights, no scale set yet."""
+    """The decoder with fused float weights. No scale is set yet."""
     decoder = QuantizedDecoder(config, floats=ranges.floats, identities=ranges.identities)
     decoder.head.load_state_dict(fused.head.state_dict())
     decoder.modulation.load_state_dict(fused.modulation.state_dict())
@@ -49,12 +49,12 @@ def _as_fused(fused: RepDecoder, config: DecoderConfig, ranges: Ranges) -> Quant
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """To four digits: the last bits of an activation, which another thread count may change, hardly ever reach a graph."""
+    """Round to four digits, so that the last bits, which depend on the thread count, hardly ever reach a graph."""
     return torch.tensor([float(f"{value:.4g}") for value in values.flatten().tolist()]).reshape(values.shape)
 
 
 class _Observer:
-    """Values of every tensor that is quantized, over the samples: at spread positions, and the extremes of all."""
+    """Values of every quantized tensor over the samples: some, evenly spread, and the extremes of all."""
 
     def __init__(self, decoder: QuantizedDecoder, samples: Sequence[Sample]) -> None:
         self.values: dict[tuple[int, str], list[Tensor]] = {}
@@ -78,14 +78,12 @@ class _Observer:
         self.values.setdefault(key, []).append(flat[:, :: self.stride].clone())
 
     def high(self, index: int, where: str, share: float, *, channels: bool) -> Tensor:
-        """The value that `share` of all values do not exceed, of the whole tensor or of every channel."""
-        if share < 1:
-            return self._at(index, where, share, channels)
-        highest = self.highest[index, where]
+        """The value that `share` of all values do not exceed, for the whole tensor or for each channel."""
+        highest = self.highest[index, where] if share == 1 else self._at(index, where, share, channels)
         return highest if channels else highest.amax()
 
     def low(self, index: int, where: str, share: float) -> Tensor:
-        """The value that `share` of a channel's values reach."""
+        """The value that `share` of a channel's values reach, for each channel."""
         return self.lowest[index, where] if share == 1 else self._at(index, where, 1 - share, True)
 
     def _at(self, index: int, where: str, share: float, channels: bool) -> Tensor:
@@ -94,7 +92,7 @@ class _Observer:
 
 
 def _equalize(decoder: QuantizedDecoder, samples: Sequence[Sample], strength: float) -> None:
-    """Scale the channels of every activation towards the same largest value; what the decoder computes stays as it is."""
+    """Scale the channels of every activation towards the same largest value. The decoder computes the same as before."""
     seen = _Observer(decoder, samples)
     layers = decoder.layers()
     for index, conv in enumerate(layers):
@@ -124,7 +122,6 @@ def _set_scales(decoder: QuantizedDecoder, samples: Sequence[Sample], share: flo
         high = _rounded(seen.high(index, "input", share, channels=False))
         conv.log_input_scale.copy_((high / ACTIVATION_LEVELS).clamp(min=_LEAST).log())
         if conv.output_low is not None and conv.log_output_scale is not None:
-            low, high = seen.low(index, "output", share), seen.high(index, "output", share, channels=True)
-            low = _rounded(low)
+            low, high = _rounded(seen.low(index, "output", share)), seen.high(index, "output", share, channels=True)
             conv.output_low.copy_(low)
             conv.log_output_scale.copy_(_rounded(((high - low) / ACTIVATION_LEVELS).clamp(min=_LEAST)).log())

@@ -1,29 +1,25 @@
-"""The shape of an RDSR network: one frozen dataclass, the presets, and how to read it off a state dict."""
+"""Sizes of RDSR and of its decoder, as frozen dataclasses; the presets; and reading the sizes off a state dict."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
+from ..diffusion import check_betas
 from ..errors import CheckpointError
-from ..plain import from_plain, to_plain
+from ..plain import PlainConfig
+from ..shapes import Shapes, config_of, indices, shape_of
 
-__all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "DecoderConfig", "RDSRConfig"]
+__all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "DecoderConfig", "RDSRConfig", "decoder_sizes"]
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Key of a state dict → shape of its tensor."""
 BRANCHES = ("conv1x1", "expand", "identity")
 """Training-time branches that a body convolution may have beside its 3×3 kernel (paper section 3, RepD)."""
-
 CONDITION_ENCODERS = ("mean", "statistics")
-"""What the condition vector is made of: the mean of each feature over the picture, or mean and standard deviation of
-features of the high-pass picture."""
+"""Condition vector from means of features, or from means and standard deviations of features of the high-pass picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(PlainConfig):
     """Sizes of the decoder. Validated on construction; `ValueError` names the field and its range."""
 
     width: int
@@ -54,21 +50,6 @@ class DecoderConfig:
         if any(not isinstance(d, int) or not 0 <= d < self.depth for d in depths) or list(depths) != sorted(set(depths)):
             raise ValueError(f"modulation_depths must be rising indices below depth={self.depth}, not {depths}")
 
-    def _check_ranges(self, **ranges: tuple[int, int]) -> None:
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON; `from_dict` reads them back."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config written by `to_dict`; `ValueError` names unknown, missing and out-of-range fields."""
-        return from_plain(cls, values)
-
 
 def decoder_sizes(shapes: Shapes) -> dict[str, Any]:
     """Fields of `DecoderConfig` that a state dict's keys and shapes show.
@@ -80,7 +61,7 @@ def decoder_sizes(shapes: Shapes) -> dict[str, Any]:
     scale = round((tail_channels / 3) ** 0.5)
     if 3 * scale * scale != tail_channels:
         raise CheckpointError(f"decoder.tail.weight has {tail_channels} output channels, which is 3·scale² for no scale")
-    found = [n for n in BRANCHES if any(re.match(rf"decoder\.body\.\d+\.{n}$", key) for key in shapes)]
+    found = [name for name in BRANCHES if indices(shapes, rf"decoder\.body\.(\d+)\.{name}$")]
     expand = shape_of(shapes, "decoder.body.0.expand", 4)[0] if "expand" in found else width
     return {
         "width": width,
@@ -92,20 +73,6 @@ def decoder_sizes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there with so many dimensions; `CheckpointError` otherwise."""
-    if key not in shapes:
-        raise CheckpointError(f"the checkpoint looks like rdsr but lacks the tensor {key}")
-    if len(shapes[key]) != rank:
-        raise CheckpointError(f"tensor {key} has shape {list(shapes[key])}, expected {rank} dimensions")
-    return shapes[key]
-
-
-def indices(shapes: Shapes, pattern: str) -> list[int]:
-    """Sorted numbers that the pattern's group finds in the keys."""
-    return sorted({int(m[1]) for key in shapes if (m := re.match(pattern, key))})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RDSRConfig(DecoderConfig):
     """Sizes of an RDSR network. Validated on construction; `ValueError` names the field and its range."""
@@ -115,19 +82,19 @@ class RDSRConfig(DecoderConfig):
     condition_depth: int = 3
     """3×3 convolutions of the condition encoder."""
     condition_encoder: str = "mean"
-    """"mean" or "statistics", see `CONDITION_ENCODERS`."""
+    """One of `CONDITION_ENCODERS`."""
     unshuffle: int = 4
-    """The condition encoder works on the LR picture pixel-unshuffled by this factor."""
+    """Factor by which the LR picture is pixel-unshuffled for the condition encoder."""
     denoiser_depth: int = 2
     """Residual blocks of the denoiser's MLP."""
     lpe_width: int = 64
     """Channels of the latent prior encoder (training only)."""
     lpe_depth: int = 4
-    """3×3 convolutions of the latent prior encoder, 0 where a network has none (inference-only checkpoints)."""
+    """3×3 convolutions of the latent prior encoder; 0 if there is none (checkpoints for inference only)."""
     degradation_size: int = 0
-    """Length of the vector of degradation parameters that the latent prior encoder is told; 0 where it is told none."""
+    """Length of the vector of degradation parameters that the latent prior encoder takes; 0 if it takes none."""
     steps: int = 4
-    """T, fixed steps of the reverse process; 0 (not for export): the condition vector itself is the latent prior."""
+    """T, steps of the reverse process. 0 is not for export: then the condition vector itself is the latent prior."""
     beta_start: float = 0.1
     """First β of the noise schedule, linear in √β."""
     beta_end: float = 0.99
@@ -139,21 +106,16 @@ class RDSRConfig(DecoderConfig):
             condition_width=(1, 1024), condition_depth=(1, 64), unshuffle=(1, 16), denoiser_depth=(0, 64),
             lpe_width=(1, 1024), lpe_depth=(0, 64), steps=(0, 1000), degradation_size=(0, 1024),
         )  # fmt: skip
-        betas = (self.beta_start, self.beta_end)
-        if not all(isinstance(b, (int, float)) for b in betas) or not 0.0 < self.beta_start <= self.beta_end < 1.0:
-            raise ValueError(
-                f"0 < beta_start <= beta_end < 1 must hold, not beta_start={self.beta_start}, beta_end={self.beta_end}"
-            )
+        check_betas(self.beta_start, self.beta_end)
         if self.condition_encoder not in CONDITION_ENCODERS:
             raise ValueError(f"condition_encoder must be {' or '.join(CONDITION_ENCODERS)}, not {self.condition_encoder!r}")
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> RDSRConfig:
-        """Read the sizes off a state dict's keys and shapes (steps and β keep their defaults: no tensor shows them).
+        """Read the sizes off a state dict's keys and shapes. Steps and β keep their defaults: no tensor shows them.
 
-        Raises `CheckpointError` naming the tensor that is missing or whose shape says nothing sensible.
+        Raises `CheckpointError` naming the tensor that is missing, or the size that does not fit.
         """
-
         condition = indices(shapes, r"condition_encoder\.features\.(\d+)\.")
         lpe = indices(shapes, r"lpe\.features\.(\d+)\.")
         sizes = {"condition_width": 1, "lpe_depth": len(lpe)} | decoder_sizes(shapes)
@@ -171,30 +133,21 @@ class RDSRConfig(DecoderConfig):
             sizes["lpe_width"] = shape_of(shapes, f"lpe.features.{lpe[0]}.weight", 4)[0]
             if "lpe.degradation.weight" in shapes:
                 sizes["degradation_size"] = shape_of(shapes, "lpe.degradation.weight", 2)[1]
-        try:
-            return cls(**sizes)
-        except ValueError as error:
-            raise CheckpointError(f"the checkpoint looks like rdsr but its sizes do not fit: {error}") from error
+        return config_of(cls, "rdsr", sizes)
 
 
+_SMALL = RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64)
 PRESETS: dict[str, RDSRConfig] = {
     # Chosen by `rdsr bench candidates` (benchmarks/results/candidates.md). Each grows into the next (`grow`): every
-    # modulation of the smaller one comes to a modulated depth of the larger. The condition encoder shrinks with the
-    # decoder: 1 to 2 per cent of its multiplications in each.
+    # modulation of the smaller one moves to a modulated depth of the larger one. The condition encoder shrinks with the
+    # decoder: it costs 1 to 2 per cent of the decoder's multiplications in each.
     "base": RDSRConfig(width=64, depth=30, modulation_depths=(0, 5, 10, 15, 21, 26), condition_width=128, lpe_width=96),
-    "small": RDSRConfig(width=48, depth=14, modulation_depths=(0, 5, 10), condition_width=64),
+    "small": _SMALL,
     "tiny": RDSRConfig(width=48, depth=8, modulation_depths=(0, 3, 6), condition_width=32),
-    # Of small's size, for photos as they are: its condition encoder can see a degradation, its LPE is told it. What the LPE
-    # makes of HR is kept small: no LR picture tells it, and with 64 features stage 2 ended 0.11 dB lower (`tiny`, one seed).
-    "photo": RDSRConfig(
-        width=48,
-        depth=14,
-        modulation_depths=(0, 5, 10),
-        condition_encoder="statistics",
-        condition_width=16,
-        unshuffle=2,
-        degradation_size=12,
-        lpe_width=8,
+    # As large as small, for photos as they are: its condition encoder can see a degradation, its LPE gets the parameters.
+    # The LPE has few features of HR: no LR picture shows them, and with 64 stage 2 ended 0.11 dB lower (`tiny`, one seed).
+    "photo": dataclasses.replace(
+        _SMALL, condition_encoder="statistics", condition_width=16, unshuffle=2, degradation_size=12, lpe_width=8
     ),
 }
 """Named sizes of the family, ×4; `dataclasses.replace(PRESETS["small"], scale=2)` gives the others."""

@@ -1,4 +1,4 @@
-"""The two encoders: LPE sees the HR picture (training only), the condition encoder sees the LR picture alone."""
+"""The two encoders: the LPE sees the HR picture (only in training), the condition encoder sees only the LR picture."""
 
 from __future__ import annotations
 
@@ -9,46 +9,51 @@ from torch import Tensor, nn
 from ..padding import pad_to_multiple
 from .config import RDSRConfig
 
-__all__ = ["ConditionEncoder", "LatentPriorEncoder", "Standardise", "StatisticsEncoder", "build_condition_encoder"]
+__all__ = ["ConditionEncoder", "LatentPriorEncoder", "Standardise", "StatisticsEncoder"]
 
-_TOLD = 64
-"""Features that the latent prior encoder makes of the degradation's parameters."""
+_DEGRADATION_FEATURES = 64
+"""Features that the latent prior encoder computes from the degradation's parameters."""
+_HIGH_PASS_GAIN = 20.0
+"""Factor that brings the detail of a photo to about 1."""
+_SMALLEST = 0.01
+"""Added before a logarithm: an eighth of a grey level of detail, far above the rounding errors of a flat picture."""
 
 
 def _he(layer: nn.Conv2d | nn.Linear) -> None:
-    """He initialisation: with torch's default, pooled features of different pictures are all but equal, and the prior
-    collapses to a constant (measured: spread over pictures 3e-4 of an rms of 0.044)."""
+    """He initialisation. With torch's default, pooled features of all pictures are nearly equal and the prior collapses to a
+    constant (measured: spread over pictures 3e-4 at an rms of 0.044)."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 
-def _convolutions(
-    channels_in: int, width: int, depth: int, *, stride_from: int | None = None, first_kernel: int = 3
-) -> nn.ModuleList:
-    def layer(index: int) -> nn.Conv2d:
-        kernel = first_kernel if index == 0 else 3
-        stride = 2 if stride_from is not None and index >= stride_from else 1
-        return nn.Conv2d(channels_in if index == 0 else width, width, kernel, padding=kernel // 2, stride=stride)
-
-    layers = nn.ModuleList(layer(index) for index in range(depth))
+def _convolutions(inputs: int, width: int, depth: int, *, first_kernel: int = 3, stride: int = 1) -> nn.ModuleList:
+    """`depth` convolutions, 3×3 and with this stride after the first."""
+    layers = [nn.Conv2d(inputs, width, first_kernel, padding=first_kernel // 2)]
+    layers += [nn.Conv2d(width, width, 3, padding=1, stride=stride) for _ in range(depth - 1)]
     for layer in layers:
-        _he(layer)  # type: ignore[arg-type]
-    return layers
+        _he(layer)
+    return nn.ModuleList(layers)
+
+
+def _features(convolutions: nn.ModuleList, x: Tensor) -> Tensor:
+    for convolution in convolutions:
+        x = F.relu(convolution(x))
+    return x
 
 
 def _mlp(channels: int, latent_size: int) -> nn.Sequential:
-    layers = nn.Sequential(nn.Linear(channels, latent_size), nn.LeakyReLU(0.1), nn.Linear(latent_size, latent_size))
-    _he(layers[0])  # type: ignore[arg-type]
-    _he(layers[2])  # type: ignore[arg-type]
-    return layers
+    first, second = nn.Linear(channels, latent_size), nn.Linear(latent_size, latent_size)
+    _he(first)
+    _he(second)
+    return nn.Sequential(first, nn.LeakyReLU(0.1), second)
 
 
 class Standardise(nn.Module):
-    """Each element to mean 0 and variance 1 over pictures, by running statistics (batch renormalization, Ioffe 2017).
+    """Bring each element to mean 0 and variance 1 over pictures, by running statistics (batch renormalization, Ioffe 2017).
 
-    Left free, the prior collapses: its spread over pictures fell to 2e-3 of its size in training, with or without a
-    layer norm, the decoder ignored it and the distillation loss meant nothing. Training only, so nothing is deployed.
+    Otherwise the prior collapses: in training its spread over pictures fell to 2e-3 of its size, with and without a layer
+    norm. The decoder then ignored it, and the distillation loss meant nothing. This layer exists only in training.
     """
 
     mean: Tensor
@@ -63,62 +68,69 @@ class Standardise(nn.Module):
         self.register_buffer("batches", torch.zeros(1))
 
     def forward(self, z: Tensor) -> Tensor:
-        """N×size → N×size; N > 1 while training, when the statistics follow the batches."""
+        """N×size → N×size. While training N must exceed 1, and the statistics follow the batches."""
         z = z.float()
         if not self.training:
             return (z - self.mean) / (self.variance + 1e-6).sqrt()
         mean, variance = z.mean(dim=0), z.var(dim=0, unbiased=False)
         with torch.no_grad():
             rate = (1 / (self.batches + 1)).clamp(min=self.momentum)
-            finite = torch.isfinite(mean).all() & torch.isfinite(variance).all()  # a step that is left out leaves no trace
+            finite = torch.isfinite(mean).all() & torch.isfinite(variance).all()  # the trainer skips such a step
             self.mean.copy_(torch.where(finite, self.mean.lerp(mean, rate), self.mean))
             self.variance.copy_(torch.where(finite, self.variance.lerp(variance, rate), self.variance))
             self.batches.add_(finite)
             scale = ((variance + 1e-6) / (self.variance + 1e-6)).sqrt()
             shift = (mean - self.mean) / (self.variance + 1e-6).sqrt()
-        # In value this is the running statistics' result; its gradient is that of the batch's own.
+        # The value is that of the running statistics, the gradient that of the batch's statistics.
         return (z - mean) / (variance + 1e-6).sqrt() * scale + shift
 
 
 class LatentPriorEncoder(nn.Module):
     """LPE: HR picture (pixel-unshuffled to LR size) beside the LR picture → latent prior z.
 
-    Where the degradation varies, it is told its parameters as well: it is for training only, so it may know them. On
-    degraded pictures they are worth 0.41 dB, what a decoder finds out end to end 0.03 (1,200 steps of `tiny`).
-    Every element of z is standardised over pictures, to the scale of the noise that the reverse process starts on.
+    If the degradation varies, the LPE gets its parameters too; it may know them because only training uses it. On degraded
+    pictures they are worth 0.41 dB; a prior found end to end is worth 0.03 (1,200 steps of `tiny`). Every element of z is
+    standardised over pictures, to the scale of the noise that the reverse process starts from.
     """
 
     def __init__(self, config: RDSRConfig) -> None:
         super().__init__()
         self.scale = config.scale
-        channels = 3 * config.scale**2 + 3
-        self.features = _convolutions(channels, config.lpe_width, config.lpe_depth, stride_from=1)
-        self.degradation = nn.Linear(config.degradation_size, _TOLD) if config.degradation_size else None
-        if self.degradation is not None:
+        self.features = _convolutions(3 * config.scale**2 + 3, config.lpe_width, config.lpe_depth, stride=2)
+        width, self.degradation = config.lpe_width, None
+        if config.degradation_size:
+            self.degradation = nn.Linear(config.degradation_size, _DEGRADATION_FEATURES)
             _he(self.degradation)
-        self.mlp = _mlp(config.lpe_width + (_TOLD if self.degradation is not None else 0), config.latent_size)
+            width += _DEGRADATION_FEATURES
+        self.mlp = _mlp(width, config.latent_size)
         self.standardise = Standardise(config.latent_size)
 
     def forward(self, lr: Tensor, hr: Tensor, degradation: Tensor | None = None) -> Tensor:
-        """N×3×H×W and N×3×sH×sW, both in [0, 1], and N×`degradation_size` where that is not 0 → N×latent."""
+        """N×3×H×W and N×3×sH×sW, both in [0, 1], and N×`degradation_size` unless that is 0 → N×latent."""
         x = torch.cat([F.pixel_unshuffle(hr, self.scale), lr], dim=1)
-        for convolution in self.features:
-            x = F.relu(convolution(x))
-        pooled = x.mean(dim=(2, 3))
+        pooled = _features(self.features, x).mean(dim=(2, 3))
         if self.degradation is not None:
-            assert degradation is not None, "this encoder is told the degradation's parameters"
-            told = F.leaky_relu(self.degradation(degradation), 0.1)
-            pooled = torch.cat([told.type_as(pooled), pooled], dim=1)
+            assert degradation is not None, "this encoder takes the degradation's parameters"
+            parameters = F.leaky_relu(self.degradation(degradation), 0.1)
+            pooled = torch.cat([parameters.type_as(pooled), pooled], dim=1)
         return self.standardise(self.mlp(pooled))
 
 
 class _PooledEncoder(nn.Module):
-    """A fully convolutional part, and a part after the mean over its cells; they are exported apart."""
+    """A convolutional part, and a part after the mean over its cells. They are exported as two graphs."""
+
+    def __init__(self, config: RDSRConfig, *, first_kernel: int = 3) -> None:
+        super().__init__()
+        self.unshuffle = config.unshuffle
+        inputs = 3 * config.unshuffle**2
+        self.features = _convolutions(inputs, config.condition_width, config.condition_depth, first_kernel=first_kernel)
 
     def feature_map(self, lr: Tensor) -> Tensor:
-        raise NotImplementedError
+        """N×3×H×W in [0, 1] → N×C×⌈H/f⌉×⌈W/f⌉, f the unshuffle factor; sides are padded by edge replication."""
+        return _features(self.features, F.pixel_unshuffle(pad_to_multiple(lr, self.unshuffle), self.unshuffle))
 
     def vector(self, pooled: Tensor) -> Tensor:
+        """Means of the feature map (N×C) → condition vector (N×latent)."""
         raise NotImplementedError
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -127,66 +139,38 @@ class _PooledEncoder(nn.Module):
 
 
 class ConditionEncoder(_PooledEncoder):
-    """LR picture → condition vector c, of the mean of each feature."""
+    """LR picture → condition vector c, computed from the mean of each feature."""
 
     def __init__(self, config: RDSRConfig) -> None:
-        super().__init__()
-        self.unshuffle = config.unshuffle
-        self.features = _convolutions(3 * config.unshuffle**2, config.condition_width, config.condition_depth)
+        super().__init__(config)
         self.mlp = _mlp(config.condition_width, config.latent_size)
 
-    def feature_map(self, lr: Tensor) -> Tensor:
-        """N×3×H×W in [0, 1] → N×C×⌈H/f⌉×⌈W/f⌉, f the unshuffle factor; sides are padded by edge replication."""
-        x = F.pixel_unshuffle(pad_to_multiple(lr, self.unshuffle), self.unshuffle)
-        for convolution in self.features:
-            x = F.relu(convolution(x))
-        return x
-
     def vector(self, pooled: Tensor) -> Tensor:
-        """N×C, the feature map's means → N×latent."""
         return self.mlp(pooled)
 
 
 class StatisticsEncoder(_PooledEncoder):
-    """LR picture → condition vector c of what a degradation leaves behind: how strong and how structured the detail is.
+    """LR picture → condition vector c, computed from the traces of a degradation: strength and structure of the detail.
 
-    Features of the high-pass picture, their mean and standard deviation over the picture, logarithms of both, a layer norm,
-    an MLP. The mean of ReLU features alone, of the picture itself, learned nothing of blur, noise and JPEG in 1,000 steps.
-
-    The feature map holds the features and their squares, so that sums over the picture's cells are all that is needed.
+    Steps: features of the high-pass picture, their mean and standard deviation over the picture, logarithms of both, a layer
+    norm, an MLP. With only the mean of ReLU features of the picture itself, 1,000 steps learned nothing of blur, noise and
+    JPEG. The feature map holds the features and their squares, since their sums over the cells are enough for both.
     """
 
     def __init__(self, config: RDSRConfig) -> None:
-        super().__init__()
-        width = config.condition_width
-        self.unshuffle = config.unshuffle
-        self.features = _convolutions(3 * config.unshuffle**2, width, config.condition_depth, first_kernel=5)
-        self.norm = nn.LayerNorm(2 * width)
-        self.mlp = _mlp(2 * width, config.latent_size)
+        super().__init__(config, first_kernel=5)
+        self.norm = nn.LayerNorm(2 * config.condition_width)
+        self.mlp = _mlp(2 * config.condition_width, config.latent_size)
 
     def feature_map(self, lr: Tensor) -> Tensor:
         """N×3×H×W in [0, 1] → N×2C×⌈H/f⌉×⌈W/f⌉, features and their squares; sides are padded by edge replication."""
         around = F.avg_pool2d(F.pad(lr, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        x = F.pixel_unshuffle(pad_to_multiple((lr - around) * _HIGH_PASS_GAIN, self.unshuffle), self.unshuffle)
-        for convolution in self.features:
-            x = F.relu(convolution(x))
-        x = x.float()  # squares in bf16 would lose the small deviations of smooth pictures
+        # Float32: squares in bf16 would lose the small deviations of smooth pictures.
+        x = super().feature_map((lr - around) * _HIGH_PASS_GAIN).float()
         return torch.cat([x, x * x], dim=1)
 
     def vector(self, pooled: Tensor) -> Tensor:
-        """N×2C, the feature map's means → N×latent."""
         mean, square = pooled.chunk(2, dim=1)
         variance = (square - mean * mean).clamp(min=0)
         logarithms = torch.cat([(mean + _SMALLEST).log(), 0.5 * (variance + _SMALLEST**2).log()], dim=1)
         return self.mlp(self.norm(logarithms))
-
-
-_HIGH_PASS_GAIN = 20.0
-"""Brings the detail of a photo to the size of 1."""
-_SMALLEST = 0.01
-"""Added before a logarithm: an eighth of a grey level of detail, and far above what rounding leaves of a flat picture."""
-
-
-def build_condition_encoder(config: RDSRConfig) -> ConditionEncoder | StatisticsEncoder:
-    """The condition encoder that the config names."""
-    return StatisticsEncoder(config) if config.condition_encoder == "statistics" else ConditionEncoder(config)

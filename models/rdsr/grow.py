@@ -1,7 +1,7 @@
-"""Growing a trained network: a wider and deeper one that computes the same function, to go on training from.
+"""Growing a trained network into a wider and deeper one that computes the same function and goes on learning.
 
-The idea is Net2Net's (Chen, Goodfellow, Shlens, ICLR 2016). A base network starts where a small one ended: a step of `base`
-costs almost four of `small`, and most of the way up is the same.
+The idea is Net2Net's (Chen, Goodfellow, Shlens, ICLR 2016). `base` starts where `small` ended. This saves time: a step of
+`base` costs almost as much as four of `small`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..shapes import check_tensors
 from .config import RDSRConfig
 from .network import RDSR
 
@@ -26,22 +27,22 @@ def depth_map(old: int, new: int) -> list[int]:
 
 
 def grow(tensors: Mapping[str, Tensor], old: RDSRConfig, network: RDSR) -> dict[str, Tensor]:
-    """State dict for the untrained `network` that computes what `tensors` of sizes `old` compute.
+    """State dict for the untrained `network` that computes the same as `tensors` do in a network of sizes `old`.
 
-    Channels are added whose outputs nothing reads yet; blocks are added that pass their (never negative) input on. Both
-    then learn, since their gradients are not zero. Whole parts that `tensors` lack (stage 1 has no denoiser) are left out.
-    Raises `CheckpointError` where a size shrinks, another differs, a modulation would be lost, or a tensor does not fit.
+    Nothing reads the added channels yet, and the added blocks pass their (never negative) input on. Both then learn, since
+    their gradients are not zero. A part that `tensors` lack as a whole (stage 1 has no denoiser) is left out.
+    Raises `CheckpointError` if a size shrinks, another size differs, a modulation would be lost, or a tensor does not fit.
     """
     new = network.config
     _check_sizes(old, new)
-    _check_tensors(tensors, old)
+    with torch.device("meta"):
+        check_tensors(tensors, _within_parts(RDSR(old).state_dict(), tensors))
     fresh = network.state_dict()
     where = depth_map(old.depth, new.depth)
     grown = {name: _widened(name, value, fresh[name]) for key, value in tensors.items() for name in [_renamed(key, where)]}
-    parts = {key.split(".")[0] for key in tensors}
     added = set(range(new.depth)) - set(where)
-    for key, value in fresh.items():
-        if key not in grown and key.split(".")[0] in parts:
+    for key, value in _within_parts(fresh, tensors).items():
+        if key not in grown:
             grown[key] = _passing_on(key, value, new) if _body_index(key) in added else value
     return grown
 
@@ -53,28 +54,20 @@ def _check_sizes(old: RDSRConfig, new: RDSRConfig) -> None:
     free = {*_GROWING, "modulation_depths"}
     if differ := [name for name in before if name not in free and before[name] != after[name]]:
         name, allowed = differ[0], ", ".join(sorted(free))
-        raise CheckpointError(f"a network can grow in {allowed} alone, not from {name} {before[name]} to {after[name]}")
+        raise CheckpointError(f"a network can only grow in {allowed}, not from {name} {before[name]} to {after[name]}")
     if new.condition_encoder == "statistics" and old.condition_width != new.condition_width:
-        raise CheckpointError("a condition encoder of statistics cannot grow: its layer norm would see the new features")
+        raise CheckpointError("a statistics condition encoder cannot grow: its layer norm would see the new features")
     moved = [depth_map(old.depth, new.depth)[depth] for depth in old.modulation_depths]
     if lost := [depth for depth in moved if depth not in new.modulation_depths]:
         raise CheckpointError(
-            f"the modulation that comes to depth {lost[0]} is not among modulation_depths {new.modulation_depths}"
+            f"the modulation that comes to depth {lost[0]} is lost: modulation_depths are {new.modulation_depths}"
         )
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], old: RDSRConfig) -> None:
-    """Every part that is there must be whole, as the sizes say."""
-    with torch.device("meta"):
-        wanted = RDSR(old).state_dict()
-    if unknown := [key for key in tensors if key not in wanted]:
-        raise CheckpointError(f"tensor {unknown[0]} belongs to no part of a network of its sizes")
+def _within_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of `state` that belong to a part ("decoder", "lpe", …) of which `tensors` hold something."""
     parts = {key.split(".")[0] for key in tensors}
-    if lacking := [key for key in wanted if key.split(".")[0] in parts and key not in tensors]:
-        raise CheckpointError(f"missing tensor {lacking[0]}")
-    for key, value in tensors.items():
-        if value.shape != wanted[key].shape:
-            raise CheckpointError(f"tensor {key} has shape {list(value.shape)}, its sizes ask for {list(wanted[key].shape)}")
+    return {key: value for key, value in state.items() if key.split(".")[0] in parts}
 
 
 def _renamed(key: str, where: list[int]) -> str:
@@ -91,7 +84,7 @@ def _body_index(key: str) -> int | None:
 
 
 def _passing_on(key: str, value: Tensor, new: RDSRConfig) -> Tensor:
-    """A new block is the identity: by its `identity` branch or its 3×3 kernel; all else that reaches its output is zero."""
+    """A new block is the identity, by its `identity` branch or its 3×3 kernel; all else that reaches its output is zero."""
     kind = key.split(".")[-1]
     if kind in ("identity", "expand"):
         return value
@@ -100,7 +93,7 @@ def _passing_on(key: str, value: Tensor, new: RDSRConfig) -> Tensor:
 
 
 def _widened(key: str, value: Tensor, fresh: Tensor) -> Tensor:
-    """Trained values in the first channels; what leads from new channels to old ones is zero, the rest as initialised."""
+    """Trained values in the first channels, zero from new channels to old ones, the rest as initialised."""
     if value.shape == fresh.shape:
         return value.clone()
     if ".modulation." in key:  # scales, then shifts; new channels start unmodulated
@@ -109,9 +102,6 @@ def _widened(key: str, value: Tensor, fresh: Tensor) -> Tensor:
             half[: trained.shape[0]] = trained
         return torch.cat(halves)
     result = fresh.clone()
-    if value.ndim >= 2:
-        result[: value.shape[0], value.shape[1] :] = 0
-        result[: value.shape[0], : value.shape[1]] = value
-    else:
-        result[: value.shape[0]] = value
+    result[: value.shape[0]] = 0
+    result[tuple(slice(side) for side in value.shape[:2])] = value
     return result

@@ -1,9 +1,10 @@
-"""The decoder as int8 engines run it: fake-quantized, and in the form that is traced; see `models/int8/chain.py`."""
+"""The decoder as int8 engines run it: fake-quantized, and in its traced form. `models/int8/chain.py` explains both."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..int8.chain import Only, QuantizedChain, QuantizedConv, TracedChain, Watch
-from .blocks import Modulation
+from ..shapes import Shapes, parts_found
+from .blocks import Modulation, modulations
 from .config import DecoderConfig
 from .decoder import RepDecoder
 
@@ -19,7 +21,7 @@ __all__ = ["QuantizedDecoder", "TracedDecoder", "merged_skip"]
 
 
 def merged_skip(decoder: RepDecoder) -> nn.Conv2d:
-    """The long skip as one convolution: repeating the picture into the phases is a kernel with a 1 in its centre."""
+    """The long skip as one convolution. Repeating the picture into the phases is a kernel with a 1 in its centre."""
     skip = copy.deepcopy(decoder.skip)
     phases = torch.arange(3 * decoder.scale**2)
     with torch.no_grad():
@@ -27,11 +29,13 @@ def merged_skip(decoder: RepDecoder) -> nn.Conv2d:
     return skip
 
 
-class QuantizedDecoder(QuantizedChain):
-    """RepD, fused and fake-quantized: what `RepDecoder` computes, with the error that int8 makes.
+def _with_skip(y: Tensor, lr: Tensor, skip: nn.Module, scale: int) -> Tensor:
+    """Output of the tail (N×3s²×H×W) and LR → N×3×sH×sW SR."""
+    return F.pixel_shuffle(y + skip(F.pad(lr, (1, 1, 1, 1), mode="replicate")), scale)
 
-    Head, modulation and long skip are float. A float convolution at an index in `floats` takes its input unquantized.
-    """
+
+class QuantizedDecoder(QuantizedChain):
+    """`RepDecoder`, fused, with the rounding errors of int8. Head, modulation and long skip are float."""
 
     def __init__(self, config: DecoderConfig, *, floats: Collection[int] = (), identities: Collection[int] = ()) -> None:
         """`floats`: indices of convolutions (the tail is the last) that stay float; `identities`: with an identity skip."""
@@ -49,59 +53,43 @@ class QuantizedDecoder(QuantizedChain):
             )
             for index in range(last + 1)
         )
-        self.modulation = nn.ModuleDict(
-            {str(depth): Modulation(config.latent_size, config.width) for depth in config.modulation_depths}
-        )
+        self.modulation = modulations(config)
         self.skip = nn.Conv2d(3, 3 * config.scale**2, 3)
 
     @classmethod
-    def if_present(cls, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> QuantizedDecoder | None:
-        """The empty decoder that the keys below "quantized." of a network's state dict show; None if there are none."""
-        prefix = "quantized."
-        own = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        return cls.from_shapes(config, own) if own else None
+    def if_present(cls, config: DecoderConfig, shapes: Shapes) -> QuantizedDecoder | None:
+        """The decoder, without weights, that the keys below "quantized." of a network's state dict show; None without any.
 
-    @classmethod
-    def from_shapes(cls, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> QuantizedDecoder:
-        """The empty decoder whose float convolutions and identity skips are those that a state dict's keys show.
-
-        Raises `CheckpointError` where they show none that can be.
+        Raises `CheckpointError` if no decoder can have these keys.
         """
-        indices = range(config.depth + 1)
-        if f"convs.{config.depth}.identity" in shapes:
+        if not parts_found(shapes, "quantized."):
+            return None
+        convolutions = range(config.depth + 1)
+        floats = [i for i in convolutions if f"quantized.convs.{i}.log_weight_scale" not in shapes]
+        identities = [i for i in convolutions if f"quantized.convs.{i}.identity" in shapes]
+        if config.depth in identities:
             raise CheckpointError("the quantized tail has an identity skip, which only convolutions of the body can have")
-        if not any(f"convs.{i}.log_weight_scale" in shapes for i in indices):
+        if len(floats) == len(convolutions):
             raise CheckpointError("the quantized decoder has no quantized convolution")
-        return cls(
-            config,
-            floats=[i for i in indices if f"convs.{i}.log_weight_scale" not in shapes],
-            identities=[i for i in indices if f"convs.{i}.identity" in shapes],
-        )
+        return cls(config, floats=floats, identities=identities)
 
     def modulation_of(self, index: int) -> Modulation | None:
-        """The modulation between a convolution and its ReLU."""
-        modulation = self.modulation[str(index)] if str(index) in self.modulation else None  # noqa: SIM401 (no dict)
-        assert modulation is None or isinstance(modulation, Modulation)
-        return modulation
+        """The modulation between a convolution and its ReLU, if there is one."""
+        return cast(dict[str, Modulation], dict(self.modulation.items())).get(str(index))
 
     def forward(self, lr: Tensor, z: Tensor | None = None, *, only: Only = None, watch: Watch | None = None) -> Tensor:
-        """N×3×H×W LR in [0, 1] and N×latent → N×3×sH×sW SR, not clipped.
-
-        `only`: quantize these tensors alone (None: all that are to be); `watch`: sees what is about to be quantized.
-        """
         return self.from_layer(0, F.relu(self.head(lr)), lr, z, only=only, watch=watch)
 
     def from_layer(
         self, start: int, x: Tensor, lr: Tensor, z: Tensor | None = None, *, only: Only = None, watch: Watch | None = None
     ) -> Tensor:
-        """The rest of `forward`, from convolution `start` on, whose input is `x`."""
         for index in range(start, len(self.convs) - 1):
             x = F.relu(self.layer(index, x, z, only=only, watch=watch))
         y = self.layer(len(self.convs) - 1, x, z, only=only, watch=watch)
-        return F.pixel_shuffle(y + self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate")), self.scale)
+        return _with_skip(y, lr, self.skip, self.scale)
 
     def layer(self, index: int, x: Tensor, z: Tensor | None, *, only: Only = None, watch: Watch | None = None) -> Tensor:
-        """Convolution `index` with what stands between it and its ReLU; arguments as `forward` has them."""
+        """Convolution `index`, identity skip and modulation, without the ReLU. Arguments as for `forward`."""
         conv = self.convs[index]
         assert isinstance(conv, QuantizedConv)
 
@@ -123,25 +111,16 @@ class QuantizedDecoder(QuantizedChain):
 
 
 class TracedDecoder(TracedChain):
-    """The operations of the int8 graph in float: quantizing the tensors that `export/int8` knows makes it the int8 graph.
-
-    Every quantized output comes as levels, `relu(conv(x))` with low and scale of the output folded into the kernel, so that
-    one scale of 1 fits all channels; what turns levels back into values is folded into the modulation, or into the skip.
-    """
+    """The traced form. Scale and shift that turn levels back into values are folded into modulation or skip if possible."""
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
         self.scale = decoder.scale
         self.head, self.skip = copy.deepcopy(decoder.head), copy.deepcopy(decoder.skip)
         self.convs, self.modulation = nn.ModuleList(), nn.ModuleDict()
-        self.outputs: list[bool] = []
-        """Whether a convolution's output is quantized."""
-        self.weight_scales: list[Tensor | None] = []
-        """O, of one level of the folded kernel; None for a float convolution."""
-        self.input_scales: list[Tensor | None] = []
+        self.outputs, self.weight_scales, self.input_scales = [], [], []
         self.values, self.lows, self.identity = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        """O×1×1 by index: what one level of an output is worth and what level 0 stands for, where no modulation takes them
-        in; the identity skip."""
+        """O×1×1 by index: scale of a level and value of level 0, unless the modulation includes them; identity skip."""
         with torch.no_grad():
             for index, conv in enumerate(decoder.layers()):
                 self._fold(index, conv, decoder)
@@ -163,7 +142,7 @@ class TracedDecoder(TracedChain):
         self.input_scales.append(None if conv.log_input_scale is None else conv.log_input_scale.exp().float())
         last = index + 1 == len(decoder.convs)
         modulation = decoder.modulation_of(index)
-        # What turns levels into values needs no operation of its own where the modulation can take it in.
+        # The modulation can turn levels into values without an extra operation.
         if levels and (modulation is None or conv.identity is not None):
             self.values[str(index)] = step.float()[:, None, None]
             if last:
@@ -178,7 +157,6 @@ class TracedDecoder(TracedChain):
             self.modulation[str(index)] = _folded_modulation(modulation, low, step)
 
     def forward(self, lr: Tensor, z: Tensor | None = None) -> Tensor:
-        """N×3×H×W LR in [0, 1] and N×latent → N×3×sH×sW SR, not clipped."""
         x = F.relu(self.head(lr))
         last = len(self.convs) - 1
         for index, conv in enumerate(self.convs):
@@ -195,11 +173,11 @@ class TracedDecoder(TracedChain):
                 y = y * scale + shift
             if index < last:
                 x = F.relu(y)
-        return F.pixel_shuffle(y + self.skip(F.pad(lr, (1, 1, 1, 1), mode="replicate")), self.scale)
+        return _with_skip(y, lr, self.skip, self.scale)
 
 
 def _folded_modulation(modulation: Modulation, low: Tensor, step: Tensor) -> nn.Linear:
-    """z → factor and shift, 2·O, for outputs in levels: (1 + s(z))·(level·step + low) + b(z) = level·factor + shift."""
+    """z → factor and shift (2·O) of an output in levels: (1 + s(z))·(level·step + low) + b(z) = level·factor + shift."""
     outputs = len(step)
     matrix, offset = modulation.weight.double(), modulation.bias.double()
     scale, one = matrix[:outputs], 1 + offset[:outputs]

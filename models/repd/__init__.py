@@ -1,37 +1,20 @@
-"""RepD alone: the reparameterized decoder without a latent prior, a direct network. Recognised by having no other part."""
+"""RepD, the reparameterized decoder without a latent prior: a direct network. A state dict of it has no other parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..errors import CheckpointError
 from ..rdsr.config import decoder_sizes
-from ..rdsr.quantized import QuantizedDecoder
+from ..shapes import Shapes, config_of, parts_found
 from .network import RepD, RepDConfig
 
-__all__ = ["RepD", "RepDConfig", "build", "config_from_shapes", "matches"]
-
-Shapes = Mapping[str, tuple[int, ...]]
+__all__ = ["RepD", "RepDConfig", "config_from_shapes", "matches"]
 
 
 def matches(shapes: Shapes) -> bool:
-    """Whether the keys are those of a decoder that nothing modulates, and of nothing else."""
-    parts = ("decoder.head.", "decoder.tail.", "decoder.skip.", "decoder.body.")
-    alone = all(key.startswith(("decoder.", "quantized.")) and ".modulation." not in key for key in shapes)
-    return alone and sum(any(key.startswith(part) for key in shapes) for part in parts) >= 3
+    """Whether the keys are those of a decoder without modulation, and there are no others."""
+    nothing_else = all(key.startswith(("decoder.", "quantized.")) and ".modulation." not in key for key in shapes)
+    return nothing_else and parts_found(shapes, "decoder.head.", "decoder.tail.", "decoder.skip.", "decoder.body.") >= 3
 
 
 def config_from_shapes(shapes: Shapes) -> RepDConfig:
-    """Sizes read off the shapes; `CheckpointError` if a key tensor is missing or misshapen."""
-    sizes = decoder_sizes(shapes)
-    try:
-        return RepDConfig(**sizes)
-    except ValueError as error:
-        raise CheckpointError(f"the checkpoint looks like repd but its sizes do not fit: {error}") from error
-
-
-def build(config: RepDConfig, shapes: Shapes) -> RepD:
-    """A network of these sizes with initial weights, and a quantized decoder if the keys show one."""
-    network = RepD(config)
-    network.quantized = QuantizedDecoder.if_present(config, shapes)
-    return network
+    """Read the sizes off keys and shapes; `CheckpointError` if a tensor is missing or misshapen."""
+    return config_of(RepDConfig, "repd", decoder_sizes(shapes))

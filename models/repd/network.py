@@ -1,4 +1,4 @@
-"""RepD as a network of its own: what RDSR's decoder is without a latent prior, and the smallest direct network there is."""
+"""RepD as a whole network: RDSR's decoder without a latent prior. It is the smallest example of a direct network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RepD", "RepDConfig"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepDConfig(DecoderConfig):
-    """Sizes of a decoder that nothing modulates."""
+    """Sizes of a decoder without modulation. `ValueError` names the field that is out of range."""
 
     modulation_depths: tuple[int, ...] = ()
 
@@ -28,7 +28,6 @@ class RepD(RepDecoderNetwork, DirectNetwork):
     """The reparameterized decoder of RDSR (PRCV 2024, section 3) without modulation."""
 
     config: RepDConfig
-    """Sizes of this network."""
 
     def __init__(self, config: RepDConfig) -> None:
         super().__init__()

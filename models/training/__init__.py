@@ -1,1 +1,1 @@
-"""Training: stages, data, the trainer, and the family that trains by itself."""
+"""Training: stages, data, the trainer, and the family that trains unattended."""

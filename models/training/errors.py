@@ -1,4 +1,4 @@
-"""Errors of a training run; each message is one sentence that names the file, folder or field at fault."""
+"""The error of training; each message is one sentence that names the file, folder or field at fault."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Half an hour of a GPU on a bare machine: pictures packed beforehand, one run cut into slices, results that can be carried.
+"""Train on a borrowed GPU for half an hour: pack the pictures, train one run in slices, carry the results back.
 
-`python -m rdsr.models.training.gpu pack` on this machine, `… slice` on the other, the same command again for each slice;
-gpu_slice.sh beside this file calls it from a checkout that nobody has installed.
+`python -m rdsr.models.training.gpu pack` on this machine, `… slice` on the other; the same command again continues the run.
+gpu_slice.sh beside this file calls it from a checkout that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -20,70 +21,57 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from ...atomic import atomic_write
+from ...errors import RdsrError
+from ..degradation import crop_to_multiple
+from .config import TrainConfig, find_config
+from .data import Rgb, named_pictures, read_rgb
 from .errors import TrainingError
+from .run import train
 
 __all__ = ["main", "pack", "train_slice"]
 
 MEGABYTE = 2**20
-_PART = 15 * MEGABYTE
-"""A carrier takes files of 16 MiB at most."""
+_PART = 15 * MEGABYTE  # carriers take files of at most 16 MiB
 _PROBE_STEPS = 300
-_RESERVE_SECONDS = 45.0
-"""Of a slice, for loading, the last validation and writing."""
-_SMALLEST_CROP = 256
-"""Pixels a side: patches of 64 LR pixels at ×4."""
-Rgb = NDArray[np.uint8]
+_RESERVE_SECONDS = 45.0  # of a slice, for loading, the last validation and writing
+_SMALLEST_CROP = 256  # pixels a side: patches of 64 LR pixels at ×4
 
 
 def pack(
     target: Path, *, data: Path, teacher: Path, validation: Path, start: Path | None = None, megabytes: float = 36.0
 ) -> str:
-    """Write a tar of pictures: a crop of every original and of its teacher's picture, as large as `megabytes` allow.
+    """Write a tar of pictures: crops of all originals and their teacher's pictures, as large as `megabytes` (MiB) allow.
 
-    Crops are JPEGs of quality 92, 4:4:4, whose error is a fraction of a grey level in LR; the same every time. With some
-    validation originals, and `start`, the weights to start from. Raises `TrainingError` for a missing folder or where the
-    pictures do not fit. Returns a sentence that says what is in it.
+    It also holds every fourth validation original and `start`, the weights to start from. Crops are JPEGs of quality 92,
+    4:4:4, whose error is a fraction of a grey level in LR. The same input gives the same bytes. Returns a sentence about the
+    content. Raises `TrainingError` for a missing folder or if the pictures do not fit, and `OutputError`.
     """
-    from .data import find_pictures
-
-    teachers = {path.relative_to(teacher).with_suffix(""): path for path in find_pictures([teacher])}
-    originals = {path.relative_to(data).with_suffix(""): path for path in find_pictures([data])}
+    teachers, originals = dict(named_pictures([teacher])), dict(named_pictures([data]))
     kept = sorted((validation / "HR").glob("*.png"))[::4]
     if not kept:
         raise TrainingError(f"the validation folder {validation} holds no HR/*.png")
     files = {f"val/HR/{path.name}": path.read_bytes() for path in kept}
     if start is not None:
         files["start.safetensors"] = start.read_bytes()
-    room = megabytes * MEGABYTE - sum(map(_size_in_tar, files.values())) - 20 * 512
+    room = megabytes * MEGABYTE - _size_in_tar(files) - 20 * 512
     side = 1024
-    while True:
-        crops = _crops(originals, teachers, side)
-        size = sum(map(_size_in_tar, crops.values()))
-        if size <= room:
-            break
+    crops = _crops(originals, teachers, side)
+    while (size := _size_in_tar(crops)) > room:
         side = min(side - 4, int(side * (max(room, 0) / size) ** 0.5)) // 4 * 4
         if side < _SMALLEST_CROP:
             raise TrainingError(f"{megabytes} MiB cannot hold {len(originals)} pictures of {_SMALLEST_CROP} pixels a side")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    with tarfile.open(temporary, "w") as archive:
-        for name, content in sorted((files | crops).items()):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    temporary.replace(target)
+        crops = _crops(originals, teachers, side)
+    content = _tar(dict(sorted((files | crops).items())))
+    atomic_write(target, content)
     count = sum(name.startswith("train/") for name in crops)
-    return f"{target}: {count} pictures of up to {side}×{side}, {target.stat().st_size / MEGABYTE:.1f} MiB"
+    return f"{target}: {count} pictures of up to {side}×{side}, {len(content) / MEGABYTE:.1f} MiB"
 
 
 def _crops(originals: Mapping[Path, Path], teachers: Mapping[Path, Path], side: int) -> dict[str, bytes]:
-    """File name in the archive → JPEG of at most `side` pixels a side, original and teacher's cut at the same place."""
-    from ..degradation import crop_to_multiple
-    from .data import read_rgb
-
+    """File name in the archive → JPEG of at most `side` pixels a side; original and teacher's are cut at the same place."""
     files = {}
     for name, path in originals.items():
         picture = read_rgb(path)
@@ -108,8 +96,19 @@ def _jpeg(picture: Rgb) -> bytes:
     return data.tobytes()
 
 
-def _size_in_tar(content: bytes) -> int:
-    return 512 + -(-len(content) // 512) * 512
+def _size_in_tar(files: Mapping[str, bytes]) -> int:
+    return sum(512 + -(-len(content) // 512) * 512 for content in files.values())
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    """A tar of files, without owners or times: the same files give the same bytes."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
 
 
 def train_slice(
@@ -123,16 +122,12 @@ def train_slice(
     device: str = "auto",
     state: Path | None = None,
 ) -> str:
-    """Go on with the run in `work` for one slice, and leave what is to be carried back in `out`.
+    """Continue the run in `work` for one slice and write what must be carried back to `out`. Returns a sentence.
 
-    `state`: an `out` that was carried here from another machine, to go on from.
-
-    The first slice unpacks the archive, times some steps, and sets the iterations to what `slices` of `minutes` will hold.
-    Raises `TrainingError` and `CheckpointError`.
+    `state`: an `out` that was carried here from another machine, to continue from. The first slice unpacks the archive,
+    times some steps, and sets the iterations to the number that `slices` of `minutes` can hold.
+    Raises `TrainingError`, `CheckpointError`, `tarfile.TarError` and `OSError`.
     """
-    from .config import TrainConfig, find_config
-    from .run import train
-
     began = time.monotonic()
     pictures, run = work / "pictures", work / "run"
     if not pictures.is_dir():
@@ -143,54 +138,36 @@ def train_slice(
         unpacking.rename(pictures)
     if state is not None and not (run / "state.pt").is_file():
         _restore(state, run)
-    start = pictures / "start.safetensors"
-    where = {"data": [str(pictures / "train")], "teacher": [str(pictures / "teacher")]}
-    if not (run / "config.json").is_file():
-        values = TrainConfig.load(find_config(config), **where).to_dict()
-        if start.is_file():
-            values["init"] = str(start)
-        iterations = _fitting(
-            TrainConfig.from_values(values, str(config)), work, slices * (minutes * 60 - _RESERVE_SECONDS), device
-        )
-        every = max(1, iterations // (4 * slices))
-        settled = TrainConfig.from_values(values | {"iterations": iterations, "validate_every": every}, str(config))
+    places: dict[str, object] = {"data": [str(pictures / "train")], "teacher": [str(pictures / "teacher")]}
+    if (run / "config.json").is_file():
+        settled = TrainConfig.from_values(json.loads((run / "config.json").read_text()) | places, str(run))
     else:
-        settled = TrainConfig.from_values(json.loads((run / "config.json").read_text()) | where, str(run))
-    left = minutes * 60 - (time.monotonic() - began) - _RESERVE_SECONDS
-    train(
-        settled,
-        run,
-        resume=(run / "state.pt").is_file(),
-        validation=pictures / "val",
-        device=device,
-        seconds=max(1.0, left),
-    )
+        if (pictures / "start.safetensors").is_file():
+            places["init"] = str(pictures / "start.safetensors")
+        loaded = TrainConfig.load(find_config(config), **places)
+        iterations = _fitting(loaded, work, slices * (minutes * 60 - _RESERVE_SECONDS), device)
+        every = max(1, iterations // (4 * slices))
+        settled = dataclasses.replace(loaded, iterations=iterations, validate_every=every)
+    left = max(1.0, minutes * 60 - (time.monotonic() - began) - _RESERVE_SECONDS)
+    resume = (run / "state.pt").is_file()
+    train(settled, run, resume=resume, validation=pictures / "val", device=device, seconds=left)
     _leave(run, out)
     with (run / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    import torch
-
-    where_run = "on a GPU" if device != "cpu" and torch.cuda.is_available() else "on the CPU"
+    machine = "on a GPU" if device != "cpu" and torch.cuda.is_available() else "on the CPU"
     if not rows:
-        return f"{where_run}: no row of the log yet, of {settled.iterations} steps"
+        return f"{machine}: no row of the log yet, of {settled.iterations} steps"
     waited = f"{float(rows[-1]['data_wait_share']):.1%} of the time waiting for data"
-    return f"{where_run}: step {rows[-1]['step']} of {settled.iterations}, loss {rows[-1]['loss']}, {waited}"
+    return f"{machine}: step {rows[-1]['step']} of {settled.iterations}, loss {rows[-1]['loss']}, {waited}"
 
 
-def _fitting(config: object, work: Path, seconds: float, device: str) -> int:
-    """Iterations that fit into so many seconds, by the time of the second half of a short run."""
-    import dataclasses
-
-    from .config import TrainConfig
-    from .run import train
-
-    assert isinstance(config, TrainConfig)
+def _fitting(config: TrainConfig, work: Path, seconds: float, device: str) -> int:
+    """Number of iterations that fit into `seconds`, from the time of the later steps of a short run."""
     probe = work / "probe"
     shutil.rmtree(probe, ignore_errors=True)
     began = time.monotonic()
     rows: list[float] = []
-    # Without steps of the prior alone, which are the short ones.
-    short = dataclasses.replace(config, iterations=_PROBE_STEPS, prior_steps=0)
+    short = dataclasses.replace(config, iterations=_PROBE_STEPS, prior_steps=0)  # without the steps that take less time
     train(short, probe, device=device, progress=lambda step, row: rows.append(time.monotonic()))
     shutil.rmtree(probe)
     per_step = (rows[-1] - rows[0]) / (_PROBE_STEPS - 100)  # the first hundred warm up
@@ -198,36 +175,32 @@ def _fitting(config: object, work: Path, seconds: float, device: str) -> int:
 
 
 def _leave(run: Path, out: Path) -> None:
-    """The best weights, the log, and everything to resume in parts that can be carried."""
+    """Write the best weights, the log, and everything needed to resume, in parts that can be carried."""
     out.mkdir(parents=True, exist_ok=True)
     best = run / "best.safetensors"
     shutil.copy(best if best.is_file() else run / "ema.safetensors", out / "best.safetensors")
     shutil.copy(run / "log.csv", out / "log.csv")
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        for name in ("state.pt", "config.json", "ema.safetensors"):
-            archive.add(run / name, name)
+    data = _tar({name: (run / name).read_bytes() for name in ("state.pt", "config.json", "ema.safetensors")})
     for old in out.glob("state.part*"):
         old.unlink()
-    data = content.getvalue()
     for number, begin in enumerate(range(0, len(data), _PART)):
         (out / f"state.part{number:02d}").write_bytes(data[begin : begin + _PART])
 
 
 def _restore(carried: Path, run: Path) -> None:
-    """Put the parts that `_leave` made together again."""
+    """Join the parts that `_leave` wrote, and unpack them into the run folder."""
     parts = sorted(carried.glob("state.part*"))
     if not parts:
-        raise TrainingError(f"{carried} holds no state.part* to go on from")
+        raise TrainingError(f"{carried} holds no state.part* to continue from")
     run.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
         archive.extractall(run, filter="data")
-    shutil.copy(carried / "log.csv", run / "log.csv")
-    shutil.copy(carried / "best.safetensors", run / "best.safetensors")
+    for name in ("log.csv", "best.safetensors"):
+        shutil.copy(carried / name, run / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of `pack` and `slice`; argparse alone, as a bare machine may have nothing else."""
+    """The command line of `pack` and `slice`. It uses argparse, because a bare machine has no typer."""
     parser = argparse.ArgumentParser(prog="python -m rdsr.models.training.gpu", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="write the archive")
@@ -238,24 +211,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packing.add_argument("--megabytes", type=float, default=36.0, help="MiB at most (default 36)")
     slicing = commands.add_parser("slice", help="train for one slice")
     slicing.add_argument("archive", type=Path)
-    slicing.add_argument("--work", type=Path, required=True, help="folder that stays between slices")
+    slicing.add_argument("--work", type=Path, required=True, help="folder that is kept between slices")
     slicing.add_argument("--out", type=Path, required=True, help="folder to carry back")
     slicing.add_argument("--config", type=Path, default=Path("small-gpu"), help="TOML file or preset (default small-gpu)")
     slicing.add_argument("--slices", type=int, default=3)
     slicing.add_argument("--minutes", type=float, default=9.0)
-    slicing.add_argument("--device", default="auto", help="cuda to refuse anything slower")
-    slicing.add_argument("--state", type=Path, help="an OUT carried from another machine, to go on from")
-    options = parser.parse_args(arguments)
+    slicing.add_argument("--device", default="auto", help="auto, cpu or cuda; cuda refuses to train on a CPU")
+    slicing.add_argument("--state", type=Path, help="an OUT from another machine, to continue from")
+    options = vars(parser.parse_args(arguments))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    values = {key: value for key, value in vars(options).items() if key != "command"}
-    from ..errors import CheckpointError
-
+    command = options.pop("command")
     try:
-        if options.command == "pack":
-            sentence = pack(values.pop("target"), **values)
-        else:
-            sentence = train_slice(values.pop("archive"), values.pop("work"), values.pop("out"), **values)
-    except (TrainingError, CheckpointError, tarfile.TarError, OSError) as error:
+        sentence = pack(**options) if command == "pack" else train_slice(**options)
+    except (RdsrError, tarfile.TarError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{sentence}\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One slice of training on a bare machine with PyTorch and a checkout that nobody has installed; the same command again
-# goes on. Usage: models/training/gpu_slice.sh ARCHIVE OUT [--config small-gpu] [--minutes 9] [--slices 3]
+# Train for one slice on a bare machine that has PyTorch and this checkout, which need not be installed. The same command
+# again continues the run. Usage: models/training/gpu_slice.sh ARCHIVE OUT [--config small-gpu] [--minutes 9] [--slices 3]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=${RDSR_GPU_WORK:-/tmp/rdsr-gpu}

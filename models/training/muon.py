@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024): momentum whose update of a whole kernel is made orthogonal before it is applied."""
+"""Muon (Jordan et al., 2024): momentum, with each kernel's update made orthogonal before it is applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """N×R×C → N×R×C with singular values of 0.7 to 1.2, by Newton–Schulz iteration; the smallest may not get there."""
+    """N×R×C → N×R×C with singular values of 0.7 to 1.2, by Newton–Schulz iteration; very small ones may stay below."""
     a, b, c = _QUINTIC
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -27,11 +27,10 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For convolution kernels, each seen as a matrix of output channels × all else; kernels of one shape run as a batch.
+    """Muon for convolution kernels, as matrices of output channels × all else. Kernels of one shape run as a batch.
 
-    Updates have the root mean square of Adam's, about 0.2 of the learning rate an element, so that one learning rate
-    serves both. PyTorch's own Muon takes two-dimensional parameters alone and works in bfloat16, which is slow where the
-    CPU has none.
+    Updates have the same root mean square as Adam's (about 0.2 of the learning rate), so one learning rate serves both.
+    PyTorch's own Muon takes only two-dimensional parameters, and works in bfloat16, which is slow on CPUs without it.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:

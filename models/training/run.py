@@ -1,4 +1,4 @@
-"""Setting up a run: network, initial weights, data and folder, from a config file and command-line options."""
+"""Set up a run and train: network, initial weights, pictures and folder come from the config."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...errors import OutputError
 from ..checkpoint import read_checkpoint
@@ -20,7 +18,7 @@ from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
 from ..registry import ARCHITECTURES, config_from_metadata, load_model, resolve_checkpoint
 from .config import TrainConfig
-from .data import PatchSource
+from .data import PatchSource, Rgb
 from .errors import TrainingError
 from .trainer import Trainer, read_state
 from .validation import load_pairs
@@ -29,14 +27,14 @@ __all__ = ["train"]
 
 
 def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
-    """Start from a checkpoint of the same network, or with `grown` of a smaller one: stage2 needs the LPE as well."""
+    """Load a checkpoint of the same network, or with `grown` of a smaller one; stage2 needs its LPE, too."""
     tensors, metadata = read_checkpoint(path)
-    # What quantization-aware training made of an earlier state of these weights is not theirs any more.
+    # A quantized decoder belongs to the weights that it was trained from, which change now.
     tensors = {key: value for key, value in tensors.items() if not key.startswith("quantized.")}
     wanted = network.state_dict()
     if grown:
         try:
-            # Shapes do not show every size of a stage-1 checkpoint, so the metadata comes first.
+            # The shapes of a stage-1 checkpoint do not show every size, so the metadata comes first.
             if "config" in metadata:
                 smaller: RDSRConfig = config_from_metadata(ARCHITECTURES["rdsr"], metadata)
             else:
@@ -45,7 +43,7 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     if unknown := [key for key in tensors if key not in wanted]:
-        raise CheckpointError(f"{path}: tensor {unknown[0]} belongs to no part of the network that the config describes")
+        raise CheckpointError(f"{path}: tensor {unknown[0]} belongs to no part of the network of this config")
     for key, value in tensors.items():
         if key in wanted and wanted[key].shape != value.shape:
             raise CheckpointError(
@@ -53,19 +51,18 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
             )
     parts = ("lpe.", "decoder.") if stage == "stage2" else ("decoder.",)
     if lacking := [key for key in wanted if key.startswith(parts) and key not in tensors]:
-        raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which {stage} starts from")
+        raise CheckpointError(f"{path}: missing tensor {lacking[0]}, which {stage} needs")
     network.load_state_dict(tensors, strict=False)
 
 
 QAT_START = Ranges(percentile=0.9999, equalization=0.85)
-"""Ranges that quantization-aware training starts from: of `small` and `tiny`, the best ones post-training."""
+"""Start of quantization-aware training: the ranges that were best for `small` and `tiny` without it."""
 _CALIBRATION_PICTURES = 12
 _CALIBRATION_SIDE = 96
 _CALIBRATION_PATCHES = 48
 
 
 def _finished_network(path: Path) -> RDSR:
-    """The network of a finished checkpoint."""
     network = load_model(path).network
     if not isinstance(network, RDSR):
         raise TrainingError(f"{path} holds no network of the rdsr family")
@@ -73,9 +70,9 @@ def _finished_network(path: Path) -> RDSR:
 
 
 def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> None:
-    """Give the network a quantized decoder, with ranges from the middles of some of the training pictures.
+    """Give the network a quantized decoder; its ranges come from the middles of some training pictures.
 
-    For photos from patches, degraded as in training.
+    For photos they come from patches that are degraded as in training.
     """
     noise = torch.randn(1, network.config.latent_size, generator=torch.Generator().manual_seed(0))
     if source.photo is not None:
@@ -93,7 +90,7 @@ def _quantize(network: RDSR, source: PatchSource, *, black_and_white: bool) -> N
     network.quantized = network.int8_form.calibrate(samples, QAT_START)
 
 
-def _middle(lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _middle(lr: Rgb) -> Rgb:
     top, left = (max(0, (side - _CALIBRATION_SIDE) // 2) for side in lr.shape[:2])
     return lr[top : top + _CALIBRATION_SIDE, left : left + _CALIBRATION_SIDE]
 
@@ -110,11 +107,10 @@ def train(
     progress: Callable[[int, dict[str, Any]], None] | None = None,
     hold: Callable[[], float] | None = None,
 ) -> Path:
-    """Run one stage (or a slice of `seconds` of it); returns the checkpoint with the EMA weights.
+    """Run one stage, or about `seconds` of it; returns the path of the checkpoint with the EMA weights.
 
-    A finished run that is to be resumed stays as it is. `hold`: see `Trainer`.
-
-    Raises `TrainingError` or `CheckpointError` before anything is written where config, data or folder do not fit.
+    Resuming a finished run changes nothing. `hold`: see `Trainer`. Raises `TrainingError` or `CheckpointError`; if config,
+    data or folder do not fit, nothing has been written then.
     """
     if not resume and (folder / "state.pt").exists():
         raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
@@ -124,12 +120,10 @@ def train(
         raise TrainingError(f"device must be auto, cpu or cuda, not {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device cuda: this machine has no CUDA GPU that PyTorch can use")
-    if config.grow and not (config.init or resume):
-        raise TrainingError("grow starts from a smaller network: name its checkpoint with init in the config or --init")
-    if config.stage == "stage2" and not (config.init or resume):
-        raise TrainingError("stage2 starts from the checkpoint of a stage1 run: name it with init in the config or --init")
-    if config.stage == "qat" and not (config.init or resume):
-        raise TrainingError("qat starts from a finished checkpoint: name it with init in the config or --init")
+    starts = {"stage2": "the checkpoint of a stage1 run", "qat": "a finished checkpoint"}
+    start = ("grow", "a smaller network") if config.grow else (config.stage, starts.get(config.stage))
+    if start[1] and not (config.init or resume):
+        raise TrainingError(f"{start[0]} starts from {start[1]}: name its file with init in the config or --init")
     torch.manual_seed(config.seed)
     state = read_state(folder, config) if resume else None
     if state is not None and state["step"] >= config.iterations:
@@ -155,10 +149,6 @@ def train(
     if config.stage == "qat" and network.quantized is None:
         _quantize(network, source, black_and_white=config.black_and_white > 0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot write the run folder {folder}: {error.strerror}") from error
-    try:
         trainer = Trainer(
             config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress, hold=hold
         )
@@ -167,5 +157,5 @@ def train(
         trainer.run(seconds)
     except (OSError, OutputError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise TrainingError(f"cannot write into {folder}: {reason}; its previous checkpoint is as it was") from error
+        raise TrainingError(f"cannot write the run folder {folder}: {reason}; a previous checkpoint is unchanged") from error
     return folder / "ema.safetensors"

@@ -1,4 +1,4 @@
-"""What each training stage optimizes: its trainable parts and its loss."""
+"""The training stages: which parts each one trains, and by which loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGE_PARTS = {
     "stage2": ("condition_encoder", "denoiser", "decoder"),
     "qat": ("quantized",),
 }
-"""Submodules of RDSR that a stage trains; the rest stays as it was."""
+"""Submodules of RDSR that each stage trains; the others are frozen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Losses:
 
     total: Tensor
     pixel: Tensor
-    """L1 on pixels in [0, 1], whatever the loss is: what the log shows of every run."""
+    """L1 on pixels in [0, 1] for the log, the same for every kind of loss."""
     prior: Tensor
-    """L1 between the latent prior of the reverse process and the LPE's; 0 but in stage2."""
+    """L1 between the latent prior of the reverse process and the LPE's; 0 except in stage2."""
 
 
 def _lpe(network: RDSR) -> nn.Module:
@@ -50,7 +50,7 @@ def _quantized(network: RDSR) -> nn.Module:
 
 
 def picture_loss(sr: Tensor, hr: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """(pixel loss with the frequency term, L1 on pixels for the log) of two N×3×H×W pictures."""
+    """Compare two N×3×H×W pictures: (pixel loss with the frequency term, L1 on pixels for the log)."""
     l1 = F.l1_loss(sr, hr)
     loss = l1 if config.pixel_loss == "l1" else F.mse_loss(sr, hr)
     if config.frequency_weight:
@@ -72,9 +72,9 @@ def stage_losses(
 ) -> Losses:
     """Forward pass of one step.
 
-    `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent. `target`: what is to be made of LR, as HR (None: HR).
-    `degradation`: N×`VECTOR_SIZE`, for a latent prior encoder that is told it. `prior_alone` (stage2): the decoder does not
-    run, the loss is the prior's.
+    `lr` N×3×H×W and `hr` N×3×sH×sW in [0, 1], `noise` N×latent. `target`: the result to learn, in HR's shape (None: HR).
+    `degradation`: N×`VECTOR_SIZE`, for a latent prior encoder that takes it. `prior_alone` (stage2): the decoder does not
+    run, and the loss is the prior's.
     """
     target = hr if target is None else target
     if config.stage == "stage1":
@@ -97,9 +97,9 @@ def stage_losses(
 
 
 def _share_of(share: float, noise: Tensor) -> int:
-    """How many of N patches are `share` of them: whole numbers above or below it, its mean over steps; one at least is left.
+    """How many of N patches make up `share`, rounded up or down so that the mean over steps is exact; never all of them.
 
-    Drawn from the step's own noise (N×latent), so that a resumed run draws the same.
+    The step's own noise (N×latent) decides, so that a resumed run draws the same.
     """
     wanted = share * len(noise)
     uniform = 0.5 * (1 + math.erf(float(noise[0, 0]) / math.sqrt(2)))
@@ -107,7 +107,7 @@ def _share_of(share: float, noise: Tensor) -> int:
 
 
 def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, noise: Tensor) -> Losses:
-    """Distance to the float network's output, on some patches in black and white, and to the original on the others."""
+    """Distance to the float network's output, and to the original, except for patches in black and white."""
     quantized = _quantized(network)
     share = config.distillation
     count = _share_of(config.black_and_white, noise) if share else 0
@@ -124,16 +124,14 @@ def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, nois
 
 
 def predict_with(network: RDSR, stage: str) -> Predict:
-    """The picture a validation looks at: stage1 takes z from the LPE, which sees HR, the others from the reverse process."""
+    """The function that validation measures. stage1 takes z from the LPE, which sees HR; the others take the prior's z.
+
+    qat uses the quantized decoder. `TrainingError` if the network lacks it, or the LPE in stage1.
+    """
     if stage == "stage1":
-        return lambda lr, hr, degradation: network.decoder(lr, _lpe(network)(lr, hr, degradation))
-    # The noise of seed 0 as deployment draws it (`initial_noise` in the runtime): validation sees the shipped function.
+        lpe = _lpe(network)
+        return lambda lr, hr, degradation: network.decoder(lr, lpe(lr, hr, degradation))
+    # Deployment draws the noise of seed 0 like this (`initial_noise` in the runtime): validation sees the shipped function.
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal((1, network.config.latent_size))).float()
-    if stage == "qat":
-
-        def quantized(lr: Tensor, hr: Tensor, degradation: Tensor) -> Tensor:
-            z = network.latent_prior(lr, noise.to(lr.device))
-            return _quantized(network)(lr, z)
-
-        return quantized
-    return lambda lr, hr, degradation: network(lr, noise.to(lr.device))
+    decoder = _quantized(network) if stage == "qat" else network.decoder
+    return lambda lr, hr, degradation: decoder(lr, network.latent_prior(lr, noise.to(lr.device)))

@@ -1,4 +1,4 @@
-"""Reading the TOML files that training is described in."""
+"""Read the TOML files that describe training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["read_toml"]
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a file; `TrainingError` where it cannot be read or is no TOML. `what`: e.g. "config"."""
+    """Read a TOML file; `TrainingError` if it cannot be read or is not TOML. `what` names its kind, e.g. "config"."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

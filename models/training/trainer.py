@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import io
@@ -11,16 +10,13 @@ import logging
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...atomic import atomic_write
 from ..checkpoint import save_checkpoint
@@ -29,8 +25,9 @@ from .config import TrainConfig
 from .data import Batch, PatchSource
 from .errors import TrainingError
 from .muon import Muon
+from .signals import Stop, stop_on
 from .stages import STAGE_PARTS, predict_with, stage_losses
-from .validation import Pair, mean_psnr_y
+from .validation import Pair, as_tensor, mean_psnr_y
 
 __all__ = ["Trainer", "cpu_has_bf16", "read_state"]
 
@@ -47,12 +44,11 @@ def cpu_has_bf16() -> bool:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then cosine from `learning_rate` to `final_learning_rate`.
 
-    Steps of the prior alone go through all of it by themselves, at `prior_rate` times the rate.
+    The `prior_steps` have such a schedule to themselves, with all rates times `prior_rate`.
     """
     alone = step < config.prior_steps
-    step, steps = (
-        (step, config.prior_steps) if alone else (step - config.prior_steps, config.iterations - config.prior_steps)
-    )
+    begin, end = (0, config.prior_steps) if alone else (config.prior_steps, config.iterations)
+    step, steps = step - begin, end - begin
     if step < config.warmup:
         rate = config.learning_rate * (step + 1) / config.warmup
     else:
@@ -63,17 +59,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """The state of the run in `folder`; `TrainingError` where it is missing, damaged, or of another config."""
+    """Read the state of the run in `folder`; `TrainingError` if it is missing, damaged, or belongs to another config."""
     path = folder / "state.pt"
     if not path.is_file():
         raise TrainingError(f"there is nothing to resume in {folder}: it has no state.pt")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler raises for a damaged file
+    except Exception as error:  # the unpickler raises many kinds for a damaged file
         raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict) or not {"config", "step", "data", "network", "ema"} <= set(state):
-        raise TrainingError(f"{path} is damaged: it is no state of a training run")
-    # Fields that came into being after the run began have their defaults there.
+        raise TrainingError(f"{path} is damaged: it is not the state of a training run")
+    # Fields that are newer than the run have their defaults there.
     before, now = TrainConfig.from_values(json.loads(state["config"]), str(path)).to_dict(), config.to_dict()
     free = ("checkpoint_minutes", "validate_every", "init", "data", "teacher")
     if differ := [k for k in now if k not in free and before.get(k) != now[k]]:
@@ -83,11 +79,10 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam, or Muon for the decoder's body and tail and Adam for the rest; modulation at its own rate."""
+    """Adam, or Muon for the decoder's body and tail and Adam for the rest; modulation and ranges have their own rates."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    kernels = {name for name, p in trained.items() if name.startswith(("decoder.body.", "decoder.tail.")) and p.ndim == 4}
-    if config.optimizer == "adam":
-        kernels = set()
+    muon = ("decoder.body.", "decoder.tail.") if config.optimizer == "muon" else ()
+    kernels = {name for name, p in trained.items() if name.startswith(muon) and p.ndim == 4}
     modulating = {name for name in trained if ".modulation." in name}
     ranges = {name for name in trained if ".log_" in name}
     groups = [
@@ -98,14 +93,14 @@ def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimize
     adam = torch.optim.Adam([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     if not kernels:
         return [adam]
-    return [Muon([trained[name] for name in trained if name in kernels], lr=config.learning_rate), adam]
+    return [Muon([p for n, p in trained.items() if n in kernels], lr=config.learning_rate), adam]
 
 
 class Trainer:
-    """One run in one folder, which must exist.
+    """One run in one folder.
 
-    It holds `state.pt` (everything to resume), `ema.safetensors` (the result), `best.safetensors` (the weights that did
-    best in validation), `log.csv` and `config.json`.
+    It writes `state.pt` (everything needed to resume), `ema.safetensors` (the result), `best.safetensors` (the weights with
+    the best validation), `log.csv` and `config.json`.
     """
 
     def __init__(
@@ -121,8 +116,8 @@ class Trainer:
         progress: Callable[[int, dict[str, Any]], None] | None = None,
         hold: Callable[[], float] | None = None,
     ) -> None:
-        """`hold`: asked before every step; seconds that it has waited because somebody else needs the machine, which are not
-        training's, or 0 to go on."""
+        """`hold` is called before every step. It may wait because others need the machine. It returns the seconds waited,
+        which do not count as training, or 0 to go on."""
         self.hold = hold
         self.config = config
         self.data = data
@@ -131,7 +126,7 @@ class Trainer:
         self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if threads:
             torch.set_num_threads(threads)
-        # The levels that quantization-aware training rounds to need more digits than bf16 has.
+        # Quantization-aware training rounds to levels that need more digits than bf16 has.
         self.autocast = config.stage != "qat" and (self.device.type == "cuda" or cpu_has_bf16())
         self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = STAGE_PARTS[config.stage]
@@ -142,22 +137,18 @@ class Trainer:
         self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.losses = torch.compile(stage_losses) if config.compile else stage_losses
         self.pairs = pairs
-        self.step = 0
-        self.skipped = 0
+        self.step = self.skipped = self.skipped_in_a_row = 0
         self.running_loss: float | None = None
         self.seconds_before = 0.0
         self.best: float | None = None
-        """PSNR-Y of `best.safetensors`."""
-        self.skipped_in_a_row = 0
+        """PSNR-Y of `best.safetensors` in dB."""
         self.between_steps = True
-        self.stop = False
+        self.stop = Stop()
         self.sums: dict[str, float] = {}
         """Sums over the steps since the last row of the log."""
 
-    # -- persistence ------------------------------------------------------------------------------------------------
-
     def save(self, elapsed: float) -> None:
-        """Write EMA weights and state, each whole or not at all: an interruption keeps the previous ones."""
+        """Write EMA weights and state, each whole or not at all; after an interruption the previous ones are still there."""
         state = {
             "config": json.dumps(self.config.to_dict()),
             "step": self.step,
@@ -172,8 +163,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         self._save_average("ema.safetensors")
-        # The state last: where it says that a run is finished, the result is there.
-        content = io.BytesIO()  # torch's writer turns a full disk into an error of its own kind
+        # The state comes last: if it says that the run is finished, the result is there.
+        content = io.BytesIO()  # torch's own writer does not raise OSError for a full disk
         torch.save(state, content)
         atomic_write(self.folder / "state.pt", content.getvalue())
 
@@ -186,13 +177,11 @@ class Trainer:
         save_checkpoint(self.folder / name, weights, "rdsr", self.network.config.to_dict(), notes)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `read_state` has read; `TrainingError` if the run was trained on other pictures."""
+        """Continue from a state of `read_state`; `TrainingError` if the run was trained on other pictures."""
         for left_over in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             left_over.unlink()
         if state["data"] != self.data.digest:
-            raise TrainingError(
-                f"{self.folder} was trained on other pictures, or a teacher's others, than --data and --teacher name now"
-            )
+            raise TrainingError(f"{self.folder} was trained on other pictures than those of --data and --teacher")
         self.network.load_state_dict(state["network"])
         self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -203,11 +192,11 @@ class Trainer:
         self._trim_log()
 
     def _trim_log(self) -> None:
-        """Drop rows that a run which did not reach its next checkpoint has logged; they will be written again."""
+        """Drop the rows after the last checkpoint; training writes them again."""
         path = self.folder / "log.csv"
         if path.is_file():
             with path.open(newline="") as file:
-                # A row that a kill or a full disk cut short has no last field.
+                # A row that was cut short (by a kill or a full disk) has no last field.
                 rows = [r for r in csv.DictReader(file) if r["psnr_y"] is not None and int(r["step"]) <= self.step]
             text = io.StringIO(newline="")
             writer = csv.DictWriter(text, LOG_FIELDS)
@@ -215,10 +204,8 @@ class Trainer:
             writer.writerows(rows)
             atomic_write(path, text.getvalue().encode())
 
-    # -- the loop ---------------------------------------------------------------------------------------------------
-
     def _averaged(self) -> RDSR:
-        """The network with the EMA weights, quantized ones at their levels."""
+        """A copy of the network with the EMA weights; quantized weights are rounded to their levels."""
         averaged = copy.deepcopy(self.network).eval()
         averaged.load_state_dict(self.ema)
         if averaged.quantized is not None:
@@ -226,17 +213,14 @@ class Trainer:
         return averaged
 
     def validate(self) -> float:
-        """Mean PSNR-Y in dB of the EMA weights over the validation pairs, float32."""
+        """Mean PSNR-Y in dB of the EMA weights over the validation pairs, in float32."""
         averaged = self._averaged()
-        predict = predict_with(averaged, self.config.stage)
-        return mean_psnr_y(predict, self.pairs, averaged.config.scale, self.device)
-
-    def _tensor(self, patches: np.ndarray) -> Tensor:
-        return torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        return mean_psnr_y(predict_with(averaged, self.config.stage), self.pairs, averaged.config.scale, self.device)
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         config = self.config
-        hr, target, lr = (self._tensor(patches) for patches in (batch.hr, batch.target, batch.lr))
+        hr, lr = (as_tensor(patches, self.device) for patches in (batch.hr, batch.lr))
+        target = None if batch.target is batch.hr else as_tensor(batch.target, self.device)
         degradation = torch.from_numpy(batch.degradation).to(self.device)
         prior_alone = self.step < config.prior_steps
         generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
@@ -253,32 +237,31 @@ class Trainer:
         value = float(losses.total.detach())
         factor = config.spike_factor ** (2 if config.pixel_loss == "l2" else 1)
         if self.step == config.prior_steps:
-            self.running_loss = None  # from here on it is another loss
+            self.running_loss = None  # the full steps have another loss
         steps_of_this_loss = self.step - (0 if prior_alone else config.prior_steps)
         limit = math.inf if self.running_loss is None or steps_of_this_loss < 200 else factor * self.running_loss
-        if math.isfinite(value) and math.isfinite(norm) and value <= limit:
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.skipped_in_a_row = 0
-            self.running_loss = value if self.running_loss is None else 0.99 * self.running_loss + 0.01 * value
-            decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.ema.values()), list(self.network.state_dict().values()), 1 - decay)
-        else:
+        if not (math.isfinite(value) and math.isfinite(norm) and value <= limit):
             self.skipped += 1
             self.skipped_in_a_row += 1
             logger.warning("step %d left out: loss %.4g, gradient norm %.4g", self.step, value, norm)
             return {}
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.skipped_in_a_row = 0
+        self.running_loss = value if self.running_loss is None else 0.99 * self.running_loss + 0.01 * value
+        decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.network.state_dict().values()), 1 - decay)
         terms = {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
         return {"count": 1, **terms}
 
     def _row(self, elapsed: float, validate: bool) -> dict[str, Any]:
-        """One row of the log: means over the steps since the last row that were not left out."""
+        """One row of the log: means over the steps since the last row, without those left out."""
         terms = dict(self.sums)
         count, waited, busy = (terms.pop(name, 0) for name in ("count", "waited", "busy"))
         row: dict[str, Any] = dict.fromkeys(LOG_FIELDS, "") | {k: f"{v / count:.6g}" for k, v in terms.items()}
         row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
-        row |= {"data_wait_share": f"{waited / busy:.4f}"}
+        row["data_wait_share"] = f"{waited / busy:.4f}"
         if validate:
             psnr = self.validate()
             row["psnr_y"] = f"{psnr:.4f}"
@@ -305,14 +288,14 @@ class Trainer:
             )
 
     def run(self, seconds: float | None = None) -> None:
-        """Train until the configured iterations are done, or for about `seconds`; ends on a checkpoint either way.
+        """Train until the configured iterations are done, or for about `seconds`, then write a checkpoint.
 
-        The first Ctrl-C ends the step in hand, writes a checkpoint and raises `KeyboardInterrupt`; a second one
-        does not wait: the step in hand is lost, and resuming starts from the previous checkpoint.
+        The first Ctrl-C finishes the step in hand, writes a checkpoint and raises `KeyboardInterrupt`. A second one does not
+        wait: resuming then starts from the previous checkpoint. `TrainingError` if the run diverges.
         """
-        with _interrupts_deferred(self):
+        with stop_on(signal.SIGINT, once=True) as self.stop:
             self._run(seconds)
-        if self.stop:
+        if self.stop.asked:
             raise KeyboardInterrupt
 
     def _run(self, seconds: float | None) -> None:
@@ -321,18 +304,18 @@ class Trainer:
         log_path = self.folder / "log.csv"
         fresh = self.step == 0 or not log_path.is_file()
         started = saved = time.monotonic()
-        # A GPU is through with a batch sooner than one thread makes the next, and so is a CPU with steps of the prior alone.
+        # A GPU uses up batches faster than one thread makes them, and so does a CPU in the `prior_steps`.
         workers = 2 if self.device.type == "cpu" else max(2, (os.cpu_count() or 1) - 2)
         stream = self.data.stream(self.step, config.iterations, config.batch, workers)
         self.network.train()
         if config.stage == "stage2" and self.network.lpe is not None:
-            self.network.lpe.eval()  # frozen, its running statistics too
+            self.network.lpe.eval()  # its running statistics are frozen, too
         try:
             with log_path.open("w" if fresh else "a", newline="") as file:
                 log = csv.DictWriter(file, LOG_FIELDS)
                 if fresh:
                     log.writeheader()
-                while self.step < config.iterations and not self.stop:
+                while self.step < config.iterations and not self.stop.asked:
                     if self.hold is not None and (waited := self.hold()):
                         started += waited
                         continue
@@ -355,24 +338,5 @@ class Trainer:
                         break
         finally:
             stream.close()  # type: ignore[attr-defined]
-            if self.between_steps:  # never a state with half a step in it
+            if self.between_steps:  # half a step must not get into the state
                 self.save(self.seconds_before + time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def _interrupts_deferred(trainer: Trainer) -> Iterator[None]:
-    """Turn the first SIGINT into `trainer.stop`; elsewhere than in the main thread signals cannot be caught."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        trainer.stop = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, ask_to_stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,4 @@
-"""Validation PSNR on a folder of HR/LR pairs while training."""
+"""Validation while training: mean PSNR-Y on a folder of HR/LR pairs."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...runtime.metrics import psnr_y
 from ..degradation import bicubic_downscale, crop_to_multiple
 from ..photo_degradation import TEST_DEGRADATIONS, Degradation, degrade_for_test
-from .data import read_rgb
+from .data import Rgb, read_rgb
 from .errors import TrainingError
 
-__all__ = ["Pair", "Predict", "load_pairs", "mean_psnr_y"]
+__all__ = ["Pair", "Predict", "as_tensor", "load_pairs", "mean_psnr_y"]
 
 
 class Pair(NamedTuple):
     """A validation picture."""
 
-    hr: NDArray[np.uint8]
+    hr: Rgb
     """H×W×3 uint8 RGB."""
-    lr: NDArray[np.uint8]
+    lr: Rgb
     """(H/scale)×(W/scale)×3 uint8 RGB."""
     degradation: Degradation
-    """How LR came from HR."""
+    """How LR was made from HR."""
 
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -36,9 +35,10 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def load_pairs(folder: Path, scale: int, *, photo: bool = False) -> list[Pair]:
-    """Pairs of a data set folder `HR/NAME.png`, `LRx{scale}/NAME.png`; LR is made where it lacks.
+    """Read the pairs `HR/NAME.png`, `LRx{scale}/NAME.png` of a data set folder; a missing LR is made by bicubic downscaling.
 
-    `photo`: each picture comes once under each of `TEST_DEGRADATIONS` instead. `TrainingError` says what is missing.
+    `photo`: instead, each picture comes once with each of `TEST_DEGRADATIONS`. `TrainingError` for a folder without
+    HR/*.png, an unreadable picture, or an LR of the wrong size.
     """
     pairs = []
     for path in sorted((folder / "HR").glob("*.png")):
@@ -56,7 +56,7 @@ def load_pairs(folder: Path, scale: int, *, photo: bool = False) -> list[Pair]:
     return pairs
 
 
-def _low_resolution(low: Path, path: Path, hr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+def _low_resolution(low: Path, path: Path, hr: Rgb, scale: int) -> Rgb:
     lr = read_rgb(low) if low.is_file() else bicubic_downscale(hr, scale)
     if lr is None:
         raise TrainingError(f"{low} is not a readable picture")
@@ -65,16 +65,18 @@ def _low_resolution(low: Path, path: Path, hr: NDArray[np.uint8], scale: int) ->
     return lr
 
 
+def as_tensor(pictures: Rgb, device: torch.device) -> Tensor:
+    """N×H×W×3 uint8 → N×3×H×W float32 in [0, 1]."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
 @torch.no_grad()
 def mean_psnr_y(predict: Predict, pairs: Sequence[Pair], scale: int, device: torch.device) -> float:
-    """Mean PSNR-Y in dB of `predict` over the pairs; border `scale` cropped."""
-
-    def tensor(picture: NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float().div(255)
-
+    """Mean PSNR-Y in dB of `predict` over the pairs, without a border of `scale` pixels."""
     values = []
     for hr, lr, degradation in pairs:
-        told = torch.from_numpy(degradation.vector()).to(device)[None]
-        sr = predict(tensor(lr), tensor(hr), told)[0].float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-        values.append(psnr_y(sr.cpu().numpy(), hr, scale))
+        vector = torch.from_numpy(degradation.vector()).to(device)[None]
+        sr = predict(as_tensor(lr[None], device), as_tensor(hr[None], device), vector)[0]
+        rounded = sr.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+        values.append(psnr_y(rounded.cpu().numpy(), hr, scale))
     return float(np.mean(values))

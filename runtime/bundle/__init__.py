@@ -1,4 +1,4 @@
-"""The bundle on disk: its manifest, the integrity of its files, and the proof it carries. Bundles are untrusted input."""
+"""The bundle on disk: its manifest, the integrity of its files, and its proof. Bundles are untrusted input."""
 
 from __future__ import annotations
 

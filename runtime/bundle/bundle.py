@@ -22,21 +22,19 @@ def default_bundle_path() -> Path:
 
 
 class Bundle:
-    """A bundle folder whose manifest has been read and checked; its files are checked when they are read."""
+    """A bundle folder. Opening it checks its manifest, `read` checks one file. Both raise `BundleError`, which names it."""
 
     path: Path
     manifest: Manifest
 
     def __init__(self, path: Path | str | None = None) -> None:
-        """Open the bundle at `path` (None: the one the package carries). Raises `BundleError`."""
+        """Open the bundle at `path` (None: the one that the package carries)."""
         self.path = default_bundle_path() if path is None else Path(path)
-        name = self.path / "manifest.json"
         if not self.path.is_dir():
-            raise BundleError(
-                f"there is no bundle at {self.path}: " + ("not a folder" if self.path.exists() else "not found")
-            )
+            reason = "not a folder" if self.path.exists() else "not found"
+            raise BundleError(f"there is no bundle at {self.path}: {reason}")
         try:
-            raw = read_regular(name, _MAX_MANIFEST)
+            raw = read_regular(self.path / "manifest.json", _MAX_MANIFEST)
         except OSError as error:
             raise BundleError(f"{self.path} is no bundle: cannot read manifest.json ({error.strerror})") from error
         try:
@@ -69,18 +67,17 @@ class Bundle:
         return content
 
     def graph(self, role: str) -> bytes:
-        """The ONNX graph of a role, checked; graphs that refer to other files are refused."""
+        """The graph of a role, checked. ONNX graphs that refer to other files are refused."""
         if role not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.path} has no {role} graph")
         name = self.manifest.graphs[role]
         content = self.read(name)
-        if is_onnx(role):
-            try:
-                outside = refers_outside(content)
-            except ValueError as error:
-                raise BundleError(f"the bundle {self.path} is refused: {name} is no ONNX graph ({error})") from error
-            if outside:
-                raise BundleError(f"the bundle {self.path} is refused: {name} refers to data outside itself")
+        try:
+            outside = is_onnx(role) and refers_outside(content)
+        except ValueError as error:
+            raise BundleError(f"the bundle {self.path} is refused: {name} is no ONNX graph ({error})") from error
+        if outside:
+            raise BundleError(f"the bundle {self.path} is refused: {name} refers to data outside itself")
         return content
 
     def check(self) -> None:

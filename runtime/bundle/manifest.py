@@ -1,4 +1,4 @@
-"""What `manifest.json` says, read and checked. Manifests are untrusted input."""
+"""Read and check `manifest.json`. Manifests are untrusted input."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..errors import BundleError
 __all__ = ["SCHEMA", "Manifest", "canonical_json", "is_onnx", "manifest_digest", "parse_manifest", "whole_number"]
 
 SCHEMA = 3
-"""Version of the manifest's form; a bundle of another version is refused."""
+"""Version of the manifest's form. A bundle of another version is refused."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MAX_BYTES = 4 * 2**30
 _WHOLE_NETWORK = "model"
-"""Roles that begin with it hold the network as one graph; all other roles are steps of the pipeline."""
+"""Roles with this beginning hold the whole network as one graph. All other roles are steps of the pipeline."""
 
 
 def canonical_json(content: Mapping[str, Any]) -> bytes:
@@ -34,14 +34,14 @@ def manifest_digest(content: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says, checked."""
+    """The checked content of `manifest.json`."""
 
     arch: str
     """Architecture, e.g. "rdsr"."""
     kind: str
-    """Process kind: how a picture flows through the graphs, e.g. "latent-prior". `runtime.pipelines` knows the kinds."""
+    """Process kind: how a picture flows through the graphs, e.g. "latent-prior" (see `runtime.pipelines`)."""
     process: Mapping[str, Any]
-    """Section of the process kind, checked by its module in `runtime.pipelines`."""
+    """Section of the process kind. Its pipeline class in `runtime.pipelines` checks it."""
     scale: int
     """Upscaling factor."""
     params: int
@@ -72,45 +72,38 @@ class Manifest:
     """CPU on which the proof was made."""
 
     def graph(self, role: str, precision: str) -> str | None:
-        """File that holds a role ("decoder", "model", "model_ir", …) at a precision, or None.
-
-        The decoder and the single graph have int8 forms, which take and give 8-bit pictures. bf16 runs the float32 graphs.
-        """
+        """Name of the file that holds a role ("decoder", "model", "model_ir", …) at a precision, or None."""
         return self.graphs.get(self.role(role, precision))
 
     @staticmethod
     def role(role: str, precision: str) -> str:
-        """The key of `graphs` for a role at a precision."""
+        """The key of `graphs` for a role. The int8 forms take and return 8-bit pictures; bf16 runs the float32 graphs."""
         first, *rest = role.split("_", 1)
         return "_".join([first, "int8", *rest]) if precision == "int8" and first in ("decoder", _WHOLE_NETWORK) else role
 
     @property
     def pipeline_roles(self) -> tuple[str, ...]:
-        """Roles of the graphs that the runtime runs one after another, the decoder among them, at any precision."""
+        """Roles of the float32 graphs that the runtime runs one after another, the decoder among them."""
         return tuple(role for role in self.graphs if role.split("_")[0] != _WHOLE_NETWORK and "_int8" not in role)
 
     @property
     def weights(self) -> str:
-        """ "random" if the checkpoint said so (right for time, meaningless for quality), else "trained"."""
+        """Kind of weights, by the checkpoint's notes: "random" (right for time, meaningless for quality) or "trained"."""
         notes = self.checkpoint.get("notes")
         return "random" if isinstance(notes, dict) and notes.get("weights") == "random" else "trained"
 
     def _chain(self, precision: str, engine: str | None) -> list[Mapping[str, Any]]:
-        """Rows of the graphs that the pipeline runs, at this precision, on this engine or any."""
-        return [
-            v
-            for v in self.variants
-            if v["precision"] == precision
-            and v["graph"] == self.graph("decoder", precision)
-            and engine in (None, v["engine"])
-        ]
+        """Rows of the proof for the pipeline at this precision, on this engine or any."""
+        graph = self.graph("decoder", precision)
+        rows = [v for v in self.variants if v["precision"] == precision and v["graph"] == graph]
+        return [v for v in rows if engine in (None, v["engine"])]
 
     def proven(self, precision: str, engine: str | None = None) -> bool:
-        """Whether the pipeline's graphs passed their proof at this precision, on this engine or any."""
+        """Whether the pipeline passed its proof at this precision, on this engine or any."""
         return any(v["passed"] is True for v in self._chain(precision, engine))
 
     def psnr_drop(self, precision: str, engine: str | None = None) -> float:
-        """Measured PSNR-Y drop of the pipeline in dB, on this engine or the worst of all; infinite if unknown."""
+        """Measured PSNR-Y drop of the pipeline in dB, on this engine or on the worst of all; infinite if unknown."""
         drops = [v["psnr_drop_db"] for v in self._chain(precision, engine)]
         return max((math.inf if drop is None else float(drop) for drop in drops), default=math.inf)
 
@@ -121,7 +114,7 @@ class Manifest:
 
 
 def whole_number(value: Any, name: str, low: int, high: int) -> int:
-    """`value`, if it is a whole number from `low` to `high`. Raises `BundleError`, which names the field."""
+    """`value`, if it is a whole number from `low` to `high`. Otherwise raises `BundleError`, which names the field."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BundleError(f"manifest.json: {name} must be a whole number from {low} to {high}, not {value!r}")
     return value
@@ -135,17 +128,22 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 
 def _plain(name: Any) -> str:
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise BundleError(f"manifest.json names the file {name!r}, which is no plain file name inside the bundle")
+        raise BundleError(f"manifest.json: {name!r} is no plain file name inside the bundle")
     return name
 
 
-def _check_variant(row: Mapping[str, Any]) -> None:
-    for name in ("precision", "engine", "graph"):
-        if not isinstance(row[name], str):
-            raise BundleError(f"manifest.json: a variant's {name} must be a string, not {row[name]!r}")
-    drop = row["psnr_drop_db"]
-    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not abs(drop) < 1e6):
-        raise BundleError("manifest.json: a variant's psnr_drop_db must be a number of dB")
+def _variants(rows: Any) -> tuple[Mapping[str, Any], ...]:
+    fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= set(row) for row in rows):
+        raise BundleError(f"manifest.json: variants must be a list of objects with {', '.join(sorted(fields))}")
+    for row in rows:
+        for name in ("precision", "engine", "graph"):
+            if not isinstance(row[name], str):
+                raise BundleError(f"manifest.json: a variant's {name} must be a string, not {row[name]!r}")
+        drop = row["psnr_drop_db"]
+        if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not abs(drop) < 1e6):
+            raise BundleError("manifest.json: a variant's psnr_drop_db must be a number of dB")
+    return tuple(rows)
 
 
 def _graphs(content: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, str]:
@@ -159,13 +157,13 @@ def _graphs(content: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, s
 
 
 def is_onnx(role: str) -> bool:
-    """Whether a role is an ONNX graph; the others are OpenVINO IR and its weights."""
+    """Whether a role is an ONNX graph. The other roles are OpenVINO IR and its weights."""
     return not role.endswith(("_ir", "_ir_weights"))
 
 
 def parse_manifest(content: Any) -> Manifest:
     """Check the content of a `manifest.json`. Raises `BundleError`, which names the field at fault."""
-    content = _mapping(content, "the whole")
+    content = _mapping(content, "its content")
     if content.get("schema") != SCHEMA:
         raise BundleError(
             f"manifest.json has schema version {content.get('schema')!r}, and this release reads {SCHEMA}: "
@@ -183,14 +181,8 @@ def parse_manifest(content: Any) -> Manifest:
     for ir in ("model_ir", "model_int8_ir"):
         if (ir in graphs) != (f"{ir}_weights" in graphs):
             raise BundleError(f"manifest.json: {ir} and {ir}_weights go together")
-    variants = content.get("variants")
-    fields = {"precision", "engine", "graph", "max_abs_err", "psnr_drop_db", "sizes", "passed"}
-    if not isinstance(variants, list) or not all(isinstance(v, dict) and fields <= set(v) for v in variants):
-        raise BundleError(f"manifest.json: variants must be a list of objects with {', '.join(sorted(fields))}")
-    for row in variants:
-        _check_variant(row)
-    radius = content.get("receptive_radius")
-    tile_rule = content.get("tile_rule")
+    variants = _variants(content.get("variants"))
+    radius, tile_rule = content.get("receptive_radius"), content.get("tile_rule")
     if tile_rule not in ("exact", "overlap", "whole"):
         raise BundleError(f"manifest.json: tile_rule must be exact, overlap or whole, not {tile_rule!r}")
     if tile_rule == "exact" and radius is None:
@@ -208,10 +200,7 @@ def parse_manifest(content: Any) -> Manifest:
         seed=whole_number(content.get("seed"), "seed", 0, 2**32 - 1),
         files=files,
         graphs=graphs,
-        variants=tuple(variants),
+        variants=variants,
         quantization=_mapping(content.get("quantization", {}), "quantization"),
-        fusion=_mapping(content.get("fusion"), "fusion"),
-        checkpoint=_mapping(content.get("checkpoint"), "checkpoint"),
-        tools=_mapping(content.get("tools"), "tools"),
-        cpu=_mapping(content.get("cpu"), "cpu"),
+        **{name: _mapping(content.get(name), name) for name in ("fusion", "checkpoint", "tools", "cpu")},
     )

@@ -1,6 +1,6 @@
-"""Just enough of the protobuf wire format to see whether an ONNX graph refers to data outside itself.
+"""Read just enough of the protobuf wire format to see whether an ONNX graph refers to data outside itself.
 
-The runtime does not depend on `onnx`, and the engines would read such files from the working directory.
+The runtime does not depend on `onnx`, and the engines would read such data from the working directory.
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 __all__ = ["refers_outside"]
 
-# Message type → {field number: message type of its content}; only the paths on which a TensorProto can lie.
+# Message type → {field number: message type of its content}; only the paths that can lead to a TensorProto.
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -38,7 +38,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, content) of one message; `ValueError` or `IndexError` where it is malformed."""
+    """(field number, content) of one message. Raises `ValueError` or `IndexError` if it is malformed."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -59,7 +59,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def refers_outside(graph: bytes) -> bool:
-    """Whether any tensor of a serialized ONNX model lies outside it; `ValueError` for what is no such model."""
+    """Whether any tensor of a serialized ONNX model lies outside it. Raises `ValueError` for anything but such a model."""
     waiting: list[tuple[str, memoryview, int]] = [("model", memoryview(graph), 0)]
     try:
         while waiting:

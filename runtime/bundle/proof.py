@@ -1,4 +1,4 @@
-"""The proof in a bundle: inputs, the torch model's outputs, and the tolerances that `verify` re-checks."""
+"""The proof in a bundle: inputs, the torch model's outputs, and the tolerances that `verify` checks again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from .manifest import canonical_json
 __all__ = ["OWN", "Case", "Proof", "Tolerances"]
 
 SAMPLED_ABOVE = 40_000
-"""Outputs of more pixels than this are kept as a random sample of positions: a bundle must stay small."""
+"""Outputs of more pixels are kept as a random sample of positions, because a bundle must stay small."""
 SAMPLES = 12_000
 MIN_CASES = 8
 OWN = "package"
-"""Name of the set of pictures and noise that the package carries."""
+"""Name of the package's own set of pictures and noise."""
+_REQUIRED = ("lr", "expected")
+_TENSORS = (*_REQUIRED, "positions", "hr", "expected_int8")
+"""Fields of a `Case` that `proof.safetensors` holds, each as NAME.FIELD."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerances:
-    """What a variant may differ from the torch model."""
+    """How far a variant may be from the torch model."""
 
     fp32_max_abs_err: float = 1e-4
-    """Largest difference of a float32 graph's output, of full range 1, beyond rounding where it answers in uint8."""
+    """Largest difference of a float32 graph's output, at full range 1; for uint8 outputs, beyond rounding."""
     bf16_max_abs_err: float = 0.1
-    """Guard against outright wrong bf16 results at single sizes; the gate is the PSNR drop."""
+    """Guard against plainly wrong bf16 results at single sizes; the gate is the PSNR drop."""
     bf16_psnr_drop_db: float = 0.01
     """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB."""
     int8_bytes_off: float = 0.005
@@ -42,26 +45,25 @@ class Tolerances:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One input and what the torch model makes of it."""
+    """One input and the torch model's output for it."""
 
     name: str
     lr: NDArray[np.uint8]
     """H×W×3."""
     expected: NDArray[np.float32]
-    """sH×sW×3 output, or N×3 of it at `positions`."""
+    """The whole output, sH×sW×3, or its pixels at `positions`, N×3."""
     positions: NDArray[np.int64] | None = None
-    """Flat pixel indices of the sampled output; None where `expected` is whole."""
+    """Flat pixel indices of a sampled output; None if `expected` is whole."""
     hr: NDArray[np.uint8] | None = None
     """sH×sW×3 original, for PSNR."""
     psnr_y: float | None = None
     """PSNR-Y of the torch model's 8-bit output against `hr`, in dB."""
     expected_int8: NDArray[np.uint8] | None = None
-    """The fake-quantized torch model's 8-bit output, shaped like `expected`; None where there is no int8 variant."""
+    """The fake-quantized torch model's 8-bit output, shaped like `expected`; None without an int8 variant."""
     psnr_y_int8: float | None = None
     """PSNR-Y of the fake-quantized torch model's output against `hr`, in dB."""
     dataset: str = OWN
-    """Set that the picture belongs to; of others than the package's own, a bundle carries nothing: they were held back from
-    calibration and judge int8 at export alone."""
+    """Name of the picture set. A bundle stores only the package's own; held-back pictures of others judge int8 at export."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,24 +82,22 @@ class Case:
         """Raise `ValueError` unless shapes, types and positions fit together."""
         if self.lr.ndim != 3 or self.lr.shape[2] != 3 or self.lr.dtype != np.uint8 or not self.lr.size:
             raise ValueError(f"{self.name} has no H×W×3 uint8 input")
-        whole = (*self.size_out(scale), 3)
-        expected: tuple[int, ...] = whole
+        expected: tuple[int, ...] = (*self.size_out(scale), 3)
+        if self.hr is not None and (self.hr.shape != expected or self.hr.dtype != np.uint8):
+            raise ValueError(f"the original of {self.name} does not fit its input")
         if self.positions is not None:
+            pixels = expected[0] * expected[1]
             expected = (len(self.positions), 3)
             if self.positions.ndim != 1 or self.positions.dtype != np.int64 or not len(self.positions):
                 raise ValueError(f"the positions of {self.name} are no list")
-            if self.positions.min() < 0 or self.positions.max() >= whole[0] * whole[1]:
+            if self.positions.min() < 0 or self.positions.max() >= pixels:
                 raise ValueError(f"the positions of {self.name} lie outside its picture")
         if self.expected.shape != expected or self.expected.dtype != np.float32 or not np.isfinite(self.expected).all():
             raise ValueError(f"the expected output of {self.name} is not {expected} finite float32 values")
         if self.expected_int8 is not None and (self.expected_int8.shape != expected or self.expected_int8.dtype != np.uint8):
             raise ValueError(f"the expected int8 output of {self.name} is not {expected} uint8 values")
-        if self.psnr_y_int8 is not None and not isinstance(self.psnr_y_int8, float):
-            raise ValueError(f"the int8 PSNR of {self.name} is no number")
-        if self.hr is not None and (self.hr.shape != whole or self.hr.dtype != np.uint8):
-            raise ValueError(f"the original of {self.name} does not fit its input")
-        if self.psnr_y is not None and not isinstance(self.psnr_y, float):
-            raise ValueError(f"the PSNR of {self.name} is no number")
+        if any(psnr is not None and not isinstance(psnr, float) for psnr in (self.psnr_y, self.psnr_y_int8)):
+            raise ValueError(f"a PSNR of {self.name} is no number")
 
     def sampled(self) -> Case:
         """The same case, small enough for a bundle."""
@@ -119,35 +119,28 @@ class Proof:
     int8_drop_db: float | None = None
     """PSNR-Y drop in dB of the fake-quantized torch model on the pictures that judged it; None without int8."""
     int8_max_drop_db: float | None = None
-    """What it was allowed to be."""
+    """Largest drop that was allowed, in dB."""
 
     @property
     def judging(self) -> tuple[Case, ...]:
-        """The cases that int8's drop is measured on: pictures that were held back, or else the package's own."""
+        """The cases that int8's drop is measured on: held-back pictures if there are any, otherwise the package's own."""
         pictures = [case for case in self.cases if case.hr is not None and case.psnr_y is not None]
         held_back = [case for case in pictures if case.dataset != OWN]
         return tuple(held_back or pictures)
 
     @property
     def int8_gate_met(self) -> bool:
-        """Whether the drop is as small as it had to be."""
+        """Whether the drop is within its limit."""
         return self.int8_drop_db is None or (
             self.int8_max_drop_db is not None and self.int8_drop_db <= self.int8_max_drop_db
         )
 
     def to_files(self) -> dict[str, bytes]:
-        """`proof.json` and `proof.safetensors`."""
+        """Contents of `proof.json` and `proof.safetensors`."""
         tensors: dict[str, NDArray[Any]] = {}
         entries = []
         for case in (c.sampled() for c in self.cases if c.dataset == OWN):
-            tensors[f"{case.name}.lr"] = case.lr
-            tensors[f"{case.name}.expected"] = case.expected
-            if case.positions is not None:
-                tensors[f"{case.name}.positions"] = case.positions
-            if case.expected_int8 is not None:
-                tensors[f"{case.name}.expected_int8"] = case.expected_int8
-            if case.hr is not None:
-                tensors[f"{case.name}.hr"] = case.hr
+            tensors |= {f"{case.name}.{f}": value for f in _TENSORS if (value := getattr(case, f)) is not None}
             entry = {"name": case.name, "size": list(case.size), "psnr_y": case.psnr_y}
             entries.append(entry if case.expected_int8 is None else entry | {"psnr_y_int8": case.psnr_y_int8})
         content = {"seed": self.seed, "tolerances": dataclasses.asdict(self.tolerances), "cases": entries}
@@ -158,23 +151,19 @@ class Proof:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Proof:
-        """The proof that a bundle carries; `BundleError` where it has none or it does not hang together."""
+        """The proof in a bundle. Raises `BundleError` if it is missing or does not fit together."""
         try:
             content = json.loads(bundle.read("proof.json"))
             tensors = load(bundle.read("proof.safetensors"))
-            cases = tuple(
-                Case(
-                    name=entry["name"],
-                    lr=tensors[f"{entry['name']}.lr"],
-                    expected=tensors[f"{entry['name']}.expected"],
-                    positions=tensors.get(f"{entry['name']}.positions"),
-                    hr=tensors.get(f"{entry['name']}.hr"),
-                    psnr_y=entry["psnr_y"],
-                    expected_int8=tensors.get(f"{entry['name']}.expected_int8"),
-                    psnr_y_int8=entry.get("psnr_y_int8"),
-                )
-                for entry in content["cases"]
-            )
+
+            def case_of(entry: dict[str, Any]) -> Case:
+                keys = {field: f"{entry['name']}.{field}" for field in _TENSORS}
+                arrays: dict[str, Any] = {
+                    field: tensors[key] for field, key in keys.items() if key in tensors or field in _REQUIRED
+                }
+                return Case(name=entry["name"], psnr_y=entry["psnr_y"], psnr_y_int8=entry.get("psnr_y_int8"), **arrays)
+
+            cases = tuple(case_of(entry) for entry in content["cases"])
             int8 = content.get("int8", {})
             drops = (int8.get("psnr_drop_db"), int8.get("max_psnr_drop_db"))
             proof = cls(cases, content["seed"], Tolerances(**content["tolerances"]), *drops)
@@ -182,11 +171,11 @@ class Proof:
             return proof
         except BundleError:
             raise
-        except Exception as error:  # whatever a crafted proof makes the parsers raise
+        except Exception as error:  # a crafted proof makes the parsers raise almost anything
             raise BundleError(f"the bundle {bundle.path} is refused: its proof cannot be used ({error})") from error
 
     def _check(self, scale: int) -> None:
-        """Raise `ValueError` for a proof that would prove too little or does not hang together."""
+        """Raise `ValueError` for a proof that would prove too little or does not fit together."""
         if type(self.seed) is not int or not 0 <= self.seed < 2**32:
             raise ValueError(f"its seed is {self.seed!r}")
         for field in dataclasses.fields(Tolerances):

@@ -1,1 +1,1 @@
-"""Which engine and which precision a bundle runs in on this machine."""
+"""The choice of the engine and the precision in which a bundle runs on this machine."""

@@ -1,4 +1,4 @@
-"""How fast int8 and float32 are on this machine, measured once for a bundle and remembered."""
+"""Time int8 against float32 on this machine, once for each bundle, and remember the answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 import math
 import threading
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..engines import Backend, Precision, load_session
@@ -24,13 +26,13 @@ __all__ = ["Timing", "int8_against_float"]
 _SIDE = 96
 _ROUNDS = 5
 _SECONDS = 10.0
-"""After which no further round is begun."""
+"""Time after which no further round begins."""
 _THREADS = 1
-"""Whatever threads an instance has: the choice, and so the bytes, shall not depend on them."""
+"""Always one, so that the choice, and with it the bytes, do not depend on an instance's threads."""
 _CHILD_SECONDS = 60
 _LOCK = threading.Lock()
 _KNOWN: dict[str, Timing | str] = {}
-"""Of this process: one answer, or the reason why there is none, for its whole life, whatever happens to the disk."""
+"""The answers of this process, or the reasons why there is none. They hold for its whole life, even if the cache changes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +46,22 @@ class Timing:
 def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend) -> Timing:
     """Time the decoder in both precisions, each on its engine, interleaved.
 
-    The answer is kept in memory and in the user's cache folder: a service that starts again, and the workers beside this
-    one, make the same choice, and the same bytes. Without a folder that can be written every process finds out for itself.
-    Raises `BundleError` for a damaged bundle, `EngineError` where an engine cannot run it.
+    The answer is kept in memory and in the user's cache folder, so that a service that starts again, and other workers, make
+    the same choice and the same bytes. If the folder cannot be written, every process measures for itself.
+    Raises `BundleError` for a damaged bundle, `EngineError` if an engine cannot run it.
     """
     manifest = bundle.manifest
     digests = [manifest.files[str(manifest.graph("decoder", precision))][0] for precision in ("int8", "fp32")]
     versions = [_version(name) for name in ("openvino", "onnxruntime")]
     facts = [digests, versions, int8, fp32, cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    name = f"int8-speed-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
     with _LOCK:
-        if key not in _KNOWN:
+        if name not in _KNOWN:
             try:
-                _KNOWN[key] = _remembered(key) or _measure(bundle, int8, fp32, key)
+                _KNOWN[name] = _remembered(name) or _measure(bundle, int8, fp32, name)
             except EngineError as error:
-                _KNOWN[key] = str(error)
-        known = _KNOWN[key]
+                _KNOWN[name] = str(error)
+        known = _KNOWN[name]
     if isinstance(known, str):
         raise EngineError(known)
     return known
@@ -70,26 +72,22 @@ def _version(name: str) -> str | None:
 
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # absent, or of a distribution of another name
+    except importlib.metadata.PackageNotFoundError:  # absent, or the distribution has another name
         return None
 
 
-def _name(key: str) -> str:
-    return f"int8-speed-{key}.json"
-
-
-def _remembered(key: str) -> Timing | None:
+def _remembered(name: str) -> Timing | None:
     try:
-        content = json.loads(recall(_name(key)) or b"")
+        content = json.loads(recall(name) or b"")
         timing = Timing(float(content["int8_ms"]), float(content["fp32_ms"]))
     except (ValueError, KeyError, TypeError):
         return None
     return timing if all(math.isfinite(ms) and ms > 0 for ms in dataclasses.astuple(timing)) else None
 
 
-def _measure(bundle: Bundle, int8: Backend, fp32: Backend, key: str) -> Timing:
-    """In a process of its own, so that no engine is loaded here yet: a process that has one cannot be forked any more."""
-    for precision in ("int8", "fp32"):  # what is damaged is said here, not by the child
+def _measure(bundle: Bundle, int8: Backend, fp32: Backend, name: str) -> Timing:
+    """Measure in a new process, so that this one loads no engine yet: engines do not survive a fork."""
+    for precision in ("int8", "fp32"):  # raises `BundleError` for a damaged graph here rather than in the child
         bundle.graph(bundle.manifest.role("decoder", precision))
     facts = (str(bundle.path.resolve()), int8, fp32)
     try:
@@ -97,9 +95,9 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, key: str) -> Timing:
         timing = Timing(content["int8"], content["fp32"])
     except (ChildProcessError, KeyError, TypeError) as error:
         raise EngineError(f"the process that should time it failed: {error}") from error
-    if (known := _remembered(key)) is not None:  # another process was faster: what it found holds for all
+    if (known := _remembered(name)) is not None:  # another process was faster: its answer holds for all
         return known
-    remember(_name(key), json.dumps(dataclasses.asdict(timing)).encode())
+    remember(name, json.dumps(dataclasses.asdict(timing)).encode())
     return timing
 
 
@@ -109,23 +107,14 @@ def measure_here(path: str, int8: Backend, fp32: Backend) -> dict[Precision, flo
     picture = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), dtype=np.uint8)
     lr = np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
     engines: dict[Precision, Backend] = {"int8": int8, "fp32": fp32}
-    sessions = {
-        precision: load_session(
-            bundle.graph(bundle.manifest.role("decoder", precision)), backend=engine, precision=precision, threads=_THREADS
-        )
-        for precision, engine in engines.items()
-    }
-    pictures = {"image": picture, "lr": lr}
     calls = {}
-    for precision, session in sessions.items():
-        # What the decoder takes beside the picture does not change its time.
-        zeros = {
-            name: np.zeros([length or 1 for length in shape], np.float32)
-            for name, shape in session.inputs.items()
-            if name not in pictures
-        }
-        taken = {name: value for name, value in pictures.items() if name in session.inputs}
-        calls[precision] = partial(session.run, taken | zeros)
+    for precision, engine in engines.items():
+        graph = bundle.graph(bundle.manifest.role("decoder", precision))
+        session = load_session(graph, backend=engine, precision=precision, threads=_THREADS)
+        inputs: dict[str, NDArray[Any]] = {"image": picture, "lr": lr}
+        for name, shape in session.inputs.items():  # zeros beside the picture: their values do not change the time
+            inputs.setdefault(name, np.zeros([length or 1 for length in shape], np.float32))
+        calls[precision] = partial(session.run, {name: inputs[name] for name in session.inputs})
     return interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""The inference engines, behind one small interface: a graph in memory becomes a session that maps arrays to arrays."""
+"""The inference engines behind one interface: `load_session` turns a graph into a session, which maps arrays to arrays."""
 
 from __future__ import annotations
 
@@ -14,34 +14,23 @@ from ..errors import EngineError, OptionError
 from ..host.processes import in_forked_children
 
 __all__ = [
-    "BACKENDS",
-    "PRECISIONS",
-    "Backend",
-    "Precision",
-    "Session",
-    "load_session",
-    "refuse_after_fork",
-    "supported_precisions",
-]
+    "BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "load_session", "refuse_after_fork", "supported_precisions",
+]  # fmt: skip
 
 Backend = Literal["openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
-Array = NDArray[Any]
-
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _IMPORT_LOCK = threading.Lock()
-
-
 _used_in: int | None = None
-"""The process, this one or an ancestor, in which an engine was loaded last."""
+"""Number of the process, this one or an ancestor, that loaded an engine last."""
 
 
 def refuse_after_fork() -> None:
-    """Raise `EngineError` in a process that was forked from one that had an engine loaded.
+    """Raise `EngineError` if this process was forked from one that had an engine loaded.
 
-    The child has none of the engine's threads: OpenVINO waits for them in its next call, ONNX Runtime when the process ends.
+    The child lacks the engine's threads. OpenVINO would wait for them in its next call, ONNX Runtime when the process ends.
     """
     if _used_in not in (None, os.getpid()):
         raise EngineError(
@@ -51,24 +40,21 @@ def refuse_after_fork() -> None:
 
 
 class Session(Protocol):
-    """A loaded graph; `run` may be called from many threads."""
+    """A loaded graph. `run` may be called from many threads."""
 
     @property
     def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
         """Name and shape of every input; None for a free axis."""
-        ...
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Outputs in the graph's order, as arrays of their own. Raises `EngineError`."""
-        ...
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs in the graph's order, as new arrays. Raises `EngineError`."""
 
     def close(self) -> None:
-        """Let go of the graph and its memory; afterwards `run` fails."""
-        ...
+        """Release the graph and its memory. Later calls of `run` raise `EngineError`."""
 
 
 def supported_precisions(backend: str) -> tuple[Precision, ...]:
-    """Precisions that the engine itself can run (ONNX Runtime has no CPU bf16 convolution)."""
+    """Precisions that the engine can run (ONNX Runtime has no CPU bf16 convolution)."""
     return ("fp32", "bf16", "int8") if backend == "openvino" else ("fp32", "int8")
 
 
@@ -81,10 +67,11 @@ def load_session(
     weights: bytes | None = None,
     cached: bool = False,
 ) -> Session:
-    """Load an ONNX graph (or an IR, with its `weights`) into an engine with explicit precision and threads.
+    """Load a graph into an engine with an explicit precision and number of threads.
 
-    `graph`: serialized; or a file of the user's own, which may have its weights beside it. `cached`: OpenVINO's
-    compiled form may come from the user's cache folder, or go there.
+    `graph`: a serialized ONNX graph or OpenVINO IR (with its `weights`), or a file of the user, whose weights may lie beside
+    it. `cached`: OpenVINO may take its compiled form from the user's cache folder, and put it there.
+    Raises `OptionError` for an engine or precision that does not exist, `EngineError` if the engine cannot load the graph.
     """
     if backend not in BACKENDS:
         raise OptionError(f"no engine is called {backend!r}; known are {', '.join(BACKENDS)}")
@@ -92,7 +79,7 @@ def load_session(
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
     refuse_after_fork()
     global _used_in
-    before, _used_in = _used_in, os.getpid()  # now: a child forked in the middle of the import would wait for its lock
+    before, _used_in = _used_in, os.getpid()  # set already here, because a child forked during the import cannot use it
     try:
         with _IMPORT_LOCK:
             if backend == "openvino":

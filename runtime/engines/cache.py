@@ -1,4 +1,4 @@
-"""The user's cache folder: what only saves time. Whatever is wrong with it, nothing but time is lost."""
+"""The user's cache folder. It only saves time, so no fault of it is an error."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "RDSR_CACHE_DIR"
 """Environment variable that names the folder."""
 COMPILED = "rdsr-compiled"
-"""Folder inside it for what is large and soon made anew; nothing but ours is there, and it is kept small."""
+"""Folder inside it for compiled graphs, which are large and quickly made again. It holds only our files."""
 _MAX_BYTES = 256 * 2**20
-"""Of what is compiled; the entries used longest ago go first."""
+"""Size limit of the compiled graphs; the entries that were used longest ago are deleted first."""
 _DIGEST = hashlib.sha256().digest_size
 _ABANDONED_SECONDS = 3600
-"""Age at which a temporary file is nobody's any more."""
+"""Age at which a temporary file is taken for abandoned."""
 
 
 def cache_folder() -> Path:
-    """RDSR_CACHE_DIR, else `rdsr` in the user's cache folder (XDG). Raises `RuntimeError` where there is no home folder."""
+    """RDSR_CACHE_DIR, else `rdsr` in the user's cache folder (XDG). Raises `RuntimeError` if there is no home folder."""
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def recall(name: str) -> bytes | None:
-    """What was remembered under this name; None where there is nothing, or nothing whole."""
+    """The content that was remembered under this name; None if there is none or it is damaged."""
     try:
         path = cache_folder() / name
         content = read_regular(path, _MAX_BYTES)
@@ -44,7 +44,7 @@ def recall(name: str) -> bytes | None:
         return None
     digest, kept = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(kept).digest() != digest:
-        logger.debug("%s in the cache is damaged and will be made anew", name)
+        logger.debug("%s in the cache is damaged and will be made again", name)
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
@@ -52,7 +52,7 @@ def recall(name: str) -> bytes | None:
 
 
 def remember(name: str, content: bytes) -> None:
-    """Keep it for later processes, if the disk lets us; what is compiled (`COMPILED/NAME`) makes room for itself."""
+    """Keep `content` for later processes if the disk allows it. A compiled graph (`COMPILED/NAME`) displaces older ones."""
     if len(content) + _DIGEST > _MAX_BYTES:
         return
     try:

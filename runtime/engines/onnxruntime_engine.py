@@ -16,10 +16,14 @@ from ..host import cpu
 __all__ = ["OnnxRuntimeSession", "thread_places"]
 
 
-def thread_places(threads: int) -> str:
-    """Where ONNX Runtime's threads beside the caller's may run, as its option wants it: the CPUs of one NUMA node.
+_LONGEST_OPTION = 1000
+"""Characters; ONNX Runtime refuses options that are longer than a few thousand."""
 
-    Empty where there is one node alone, where more threads were asked for than a node has, or where the text gets too long.
+
+def thread_places(threads: int) -> str:
+    """The CPUs of one NUMA node for each of ONNX Runtime's threads except the caller's, in the form of its option.
+
+    Empty if there is only one node, if `threads` exceeds the CPUs of a node, or if the text would be too long.
     """
     nodes = cpu.numa_nodes()
     if len(nodes) < 2 or threads < 2 or threads > len(nodes[0]):
@@ -31,27 +35,23 @@ def thread_places(threads: int) -> str:
     return places if len(places) <= _LONGEST_OPTION else ""
 
 
-_LONGEST_OPTION = 1000
-"""Characters; ONNX Runtime refuses options that are longer than a few thousand."""
-
-
 class OnnxRuntimeSession:
-    """One loaded graph; ONNX Runtime itself allows concurrent calls."""
+    """One loaded graph with the interface of `Session`. ONNX Runtime itself allows concurrent calls."""
 
     def __init__(
         self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None, cached: bool = False
     ) -> None:
-        del precision  # float32 or what the graph's QDQ nodes say: ONNX Runtime never changes it
-        del cached  # it loads in a tenth of a second
+        del precision  # the graph decides: float32, or int8 by its QDQ nodes; ONNX Runtime never changes it
+        del cached  # loading takes a tenth of a second
         if weights is not None:
             raise EngineError("ONNX Runtime reads ONNX graphs, not OpenVINO IR")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # No plan of its memory for every size it has seen: those are never forgotten, and need a third more of it.
+        # Memory patterns would be kept for every size that was seen, for ever, and take a third more memory.
         options.enable_mem_pattern = False
-        # Idle threads sleep instead of spinning: a service shares its cores.
+        # Idle threads sleep instead of spinning, because a service shares its cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if places := thread_places(threads):
             options.add_session_config_entry("session.intra_op_thread_affinities", places)
@@ -63,12 +63,10 @@ class OnnxRuntimeSession:
 
     @property
     def inputs(self) -> dict[str, tuple[int | None, ...]]:
-        """See `Session.inputs`."""
         ports = [] if self._session is None else self._session.get_inputs()
         return {port.name: tuple(n if isinstance(n, int) else None for n in port.shape) for port in ports}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """See `Session.run`."""
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         if (session := self._session) is None:
             raise EngineError("this session was closed")
@@ -79,5 +77,4 @@ class OnnxRuntimeSession:
             raise EngineError(f"ONNX Runtime failed: {error}") from error
 
     def close(self) -> None:
-        """See `Session.close`."""
         self._session = None

@@ -22,19 +22,17 @@ from .cache import COMPILED, recall, remember
 __all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""Precision of everything that is not quantized; OpenVINO picks bf16 by itself where it is not told."""
-
-
+"""Precision of all layers that are not quantized. It is always set, because OpenVINO picks bf16 by itself otherwise."""
 _KEPT_KERNELS = 384
-"""Compiled kernels that a graph keeps, those used last; `small` needs some 20 for every size that it meets, 40 KiB each."""
+"""Compiled kernels that a graph keeps, the last used ones. `small` needs some 20 for every new size, 40 KiB each."""
 
 
 @functools.cache
 def shared_core() -> ov.Core:
-    """The process's one `ov.Core`, never destroyed.
+    """The one `ov.Core` of the process. It is never destroyed.
 
-    Compiling for an AMX CPU, the CPU plugin (2026.4) gives the calling thread an alternate signal stack and frees it when
-    the last core goes, without taking it off the thread: the next signal, Ctrl-C say, then kills the process.
+    When it compiles for an AMX CPU, the CPU plugin (2026.4) gives the calling thread an alternate signal stack. It frees the
+    stack with the last core, but leaves it set in the thread: the next signal, such as Ctrl-C, then kills the process.
     """
     return ov.Core()
 
@@ -47,15 +45,15 @@ class ExecutedLayer:
     kind: str
     """E.g. "Convolution", "Eltwise", "Reorder"."""
     precision: str
-    """It computes in, e.g. "u8", "f32"."""
+    """Number format of its computation, e.g. "u8", "f32"."""
     inputs: tuple[str, ...]
     """Names of the layers that it reads."""
     origins: tuple[str, ...]
-    """Names of the operations of the original graph that were fused into it."""
+    """Names of the original graph's operations that were fused into it."""
 
 
 class OpenVinoSession:
-    """One compiled graph. Calls take turns: one request already uses every thread it was given."""
+    """One compiled graph with the interface of `Session`. Calls take turns, because one request already uses all threads."""
 
     def __init__(
         self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None, cached: bool = False
@@ -74,26 +72,25 @@ class OpenVinoSession:
                 self._compiled = _compiled(graph, weights, config)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot load the graph: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot load the graph: {_last_line(error)}") from error
         if precision == "bf16" and self.effective_precision != "bf16":
-            raise EngineError(f"OpenVINO runs {self.effective_precision} where bf16 was asked for: this CPU has no bf16")
+            raise EngineError(f"OpenVINO runs {self.effective_precision} instead of bf16: this CPU has no bf16")
         self._lock = threading.Lock()
 
     @property
     def effective_precision(self) -> str:
-        """What OpenVINO reports as its inference precision, e.g. "f32" or "bf16"."""
+        """The inference precision that OpenVINO reports, e.g. "f32" or "bf16"."""
         return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
     @property
     def inputs(self) -> dict[str, tuple[int | None, ...]]:
-        """See `Session.inputs`."""
         return {
             port.get_any_name(): tuple(None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
             for port in self._compiled.inputs
         }
 
     def execution(self) -> tuple[ExecutedLayer, ...]:
-        """The layers that really run, in their order."""
+        """The layers that really run, in order."""
         layers = []
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
@@ -109,7 +106,6 @@ class OpenVinoSession:
         return tuple(layers)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """See `Session.run`."""
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         with self._lock:
             if not hasattr(self, "_request"):
@@ -117,11 +113,10 @@ class OpenVinoSession:
             try:
                 self._request.infer(arrays)
             except RuntimeError as error:
-                raise EngineError(f"OpenVINO failed: {_first_line(error)}") from error
+                raise EngineError(f"OpenVINO failed: {_last_line(error)}") from error
             return [np.array(output.data) for output in self._request.output_tensors]
 
     def close(self) -> None:
-        """See `Session.close`."""
         with self._lock:
             del self._request, self._compiled
 
@@ -137,15 +132,15 @@ def _compiled(graph: bytes | Path, weights: bytes | None, config: dict[str, Any]
 
 
 def _compiled_or_cached(graph: bytes, config: dict[str, Any]) -> ov.CompiledModel:
-    """From the cache folder (a sixth of the time), or compiled and put there. It is ours rather than OpenVINO's own, which
-    is never pruned, fails with a full disk, and reads what is damaged."""
+    """Take the compiled form from our cache folder (a sixth of the time), or compile it and put it there."""
+    # OpenVINO's own cache is not used: it never shrinks, fails on a full disk, and reads damaged files.
     facts = [hashlib.sha256(graph).hexdigest(), ov.get_version(), config, cpu.cpu_name(), sorted(cpu.cpu_flags())]
     key = hashlib.sha256(json.dumps([*facts, cpu.isa_cap()]).encode()).hexdigest()[:32]
     name = f"{COMPILED}/openvino-{key}.blob"
     if (blob := recall(name)) is not None:
         try:
             return shared_core().import_model(blob, "CPU", config)
-        except RuntimeError:  # whole, and yet not to its liking: made anew
+        except RuntimeError:  # OpenVINO refuses it although it is whole: compile again
             pass
     compiled = _compiled(graph, None, config)
     try:
@@ -157,8 +152,9 @@ def _compiled_or_cached(graph: bytes, config: dict[str, Any]) -> ov.CompiledMode
 
 
 def _fix_batch(model: ov.Model) -> None:
-    """Set a free batch axis to 1, the only batch there is here: with it free, OpenVINO does not fuse the modulation into
-    the convolutions, and bf16 loses 0.05 instead of 0.03 dB on the worst sample picture."""
+    """Set a free batch axis to 1, the only batch size in use."""
+    # With a free axis OpenVINO does not fuse the modulation into the convolutions, and bf16 loses 0.05 instead of 0.03 dB on
+    # the worst sample picture.
     shapes = {}
     for port in model.inputs:
         shape = port.partial_shape
@@ -169,6 +165,6 @@ def _fix_batch(model: ov.Model) -> None:
         model.reshape(shapes)
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,1 +1,1 @@
-"""What the process has of the machine: CPU, threads, turns, other processes, and the token that stops calls."""
+"""The process and its machine: CPU, threads, turns, other processes, and the token that stops calls."""

@@ -1,4 +1,4 @@
-"""Work for other threads: the one that engines run in, and calls that wait for a worker."""
+"""Calls in other threads: the thread that engines run in, and calls that wait for a worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import CancelledError, EngineError
-from .cancel import Cancel
+from .cancel import POLL_SECONDS, Cancel
 from .processes import in_forked_children
 from .turns import process_turns
 
@@ -19,33 +19,32 @@ __all__ = ["EngineThread", "submit"]
 
 Result = TypeVar("Result")
 _ALIVE: weakref.WeakSet[EngineThread] = weakref.WeakSet()
-_POLL_SECONDS = 0.05
-"""How often a waiting call looks whether it was cancelled."""
+in_forked_children(_ALIVE.clear)  # the parent's threads do not exist there, and waiting for their locks might never end
 
 
 class _Call(Generic[Result]):
-    """One call on its way. Whoever claims it first, the thread that comes to it or its cancellation, ends it."""
+    """A call that waits. The first to claim it ends it: the thread that reaches it, or its cancellation."""
 
     def __init__(self, call: Callable[[], Result], future: Future[Result]) -> None:
-        # Neither is kept once it is done: no cycle of future and this holds an error, and with it the picture, in memory.
+        # Both are dropped once the call is done, so that no cycle with the future keeps an error, and so the picture, alive.
         self._call: Callable[[], Result] | None = call
         self._future: Future[Result] | None = future
-        self._claim = threading.Lock()  # never let go of
+        self._claim = threading.Lock()  # never released
         future.add_done_callback(self._done)
 
     @property
     def ended(self) -> bool:
-        """Whether it was claimed, and need not be waited for."""
+        """Whether it was claimed; then nobody has to wait for it."""
         return self._claim.locked()
 
     def _claimed(self) -> Future[Result] | None:
-        """The future, where it is this caller who is to end it."""
+        """The future, if this caller is the one to end it."""
         future = self._future
         mine = future is not None and self._claim.acquire(blocking=False)
         return future if mine and future is not None and future.set_running_or_notify_cancel() else None
 
     def run(self) -> None:
-        """In the thread whose turn it is."""
+        """Make the call, in the thread whose turn it is."""
         call, future = self._call, self._claimed()
         if future is None or call is None:
             return
@@ -57,21 +56,18 @@ class _Call(Generic[Result]):
             del self, future, call  # this frame is part of the error's traceback
 
     def drop(self) -> None:
-        """It shall not begin any more."""
+        """Cancel the call if it has not begun."""
         if (future := self._claimed()) is not None:
             future.set_exception(CancelledError("the call was cancelled"))
 
     def _done(self, future: Future[Result]) -> None:
         if future.cancelled():
-            self._claimed()  # whoever waits for the future learns of it now, and not when a worker comes to it
+            self._claimed()  # wakes those who wait for the future now, not when a worker reaches the call
         self._call = self._future = None
 
 
 def submit(executor: Executor, work: Callable[[], Result], cancel: Cancel) -> Future[Result]:
-    """Call in a worker. Where `cancel` is set before a worker has begun, the future raises `CancelledError` at once.
-
-    Raises `EngineError` where there can be no worker.
-    """
+    """Call in a worker, or never if `cancel` is set before it begins. Raises `EngineError` if no worker can be started."""
     future: Future[Result] = Future()
     call = _Call(work, future)
     future.add_done_callback(lambda _: cancel.unwatch(call.drop))
@@ -85,15 +81,15 @@ def submit(executor: Executor, work: Callable[[], Result], cancel: Cancel) -> Fu
 
 
 class EngineThread:
-    """The thread for all that engines do for an `Upscaler`: one thing after the other, in the order of asking.
+    """The one thread for everything that engines do for an `Upscaler`: one job after another, in the order of the requests.
 
-    glibc keeps a heap for every thread, and engines keep scratch memory for every thread that calls them: what a tile took
-    would stay behind once for each caller. Sixteen of them under a limit of 107 MiB: 145 MiB in their own threads, 205 with
-    alpha, 86 in one. Signals never come to this thread, so Ctrl-C in a caller costs no turn.
+    glibc keeps a heap for every thread, and engines keep scratch memory for every thread that calls them, so the memory of a
+    tile would stay behind once for each caller. Sixteen callers under a limit of 107 MiB took 145 MiB in their own threads
+    (205 with alpha), and 86 in one. Signals never reach this thread, so Ctrl-C in a caller costs no turn.
     """
 
     def __init__(self, threads: int) -> None:
-        """`threads`: of the engine, as many of the process's are held meanwhile. The thread begins with the first work."""
+        """The thread starts with the first job. `threads`: number of the engine's threads; a job holds as many permits."""
         self._threads = threads
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._starting = threading.Lock()
@@ -103,10 +99,10 @@ class EngineThread:
         weakref.finalize(self, self._queue.put, None).atexit = False
 
     def run(self, work: Callable[[], Result], cancel: Cancel | None) -> Result:
-        """Wait for the turn, do it, and give what it gives or raise what it raises.
+        """Wait for the turn and do `work` in it. Returns its result, or raises its error.
 
-        Raises `CancelledError` where `cancel` is set before it has begun. What has begun is waited for, whatever happens
-        meanwhile: it may write to the caller's arrays.
+        Raises `CancelledError` if `cancel` is set before `work` has begun, and `EngineError` if the thread cannot run. Once
+        `work` has begun it is always waited for, because it may write to the caller's arrays.
         """
         if cancel is not None:
             cancel.check()
@@ -115,7 +111,7 @@ class EngineThread:
         call = _Call(work, future)
         try:
             self._queue.put(call)
-            while cancel is not None and not wait([future], _POLL_SECONDS).done:
+            while cancel is not None and not wait([future], POLL_SECONDS).done:
                 cancel.check()
             return future.result()
         except BaseException:
@@ -126,7 +122,7 @@ class EngineThread:
             del future, call  # this frame is part of the error's traceback, which the future holds
 
     def stop(self) -> None:
-        """End the thread after the work that it is at; from now on `run` raises `EngineError`."""
+        """End the thread after its present job; later calls of `run` raise `EngineError`."""
         with self._starting:
             self._stopped = True
         self._queue.put(None)
@@ -156,12 +152,6 @@ def _serve(queue: SimpleQueue[_Call[Any] | None], threads: int) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """Before the interpreter is taken down: a thread of an engine that finds it gone aborts the process."""
+    """Stop before the interpreter is taken down: an engine's thread that finds it gone aborts the process."""
     for thread in list(_ALIVE):
         thread.stop()
-
-
-@in_forked_children
-def _forget_the_parent() -> None:
-    """The parent's threads are not here, and to wait for their locks might be for ever."""
-    _ALIVE.clear()

@@ -19,7 +19,7 @@ __all__ = ["BackgroundCalls", "awaited", "in_order"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _WORKERS = 2
-"""Threads for either kind of call: one prepares and stores while the other has its turn with the engine."""
+"""Threads for small calls, and as many for large ones: one prepares and stores while the other has its turn."""
 
 
 class BackgroundCalls(Generic[Result]):
@@ -28,24 +28,18 @@ class BackgroundCalls(Generic[Result]):
     def __init__(self, *, closed: bool = False) -> None:
         self._lock = threading.Lock()
         self._closing = Cancel()
-        self._closed = closed
+        self.closed = closed
         self._executors: dict[bool, ThreadPoolExecutor] = {}
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
 
     def check_open(self) -> None:
         """Raise `EngineError` after `close`."""
-        if self._closed:
+        if self.closed:
             raise EngineError("this Upscaler was closed")
 
     def submit(self, call: Callable[[Cancel], Result], cancel: Cancel | None, *, small: bool) -> Future[Result]:
-        """Call in a worker, with a token that `cancel` and `close` set.
+        """Call in a worker, with a token that `cancel` and `close` set. Small and large calls have two workers each.
 
-        Small calls have workers of their own, so that they do not wait for large ones; of either kind two run at a time.
-        Raises `EngineError` after `close`, and if there can be no worker.
+        Raises `EngineError` after `close`, and if no worker can be started.
         """
         own = Cancel(self._closing, cancel)
         with self._lock:
@@ -55,9 +49,9 @@ class BackgroundCalls(Generic[Result]):
             return submit(self._executors[small], partial(call, own), own)
 
     def close(self) -> None:
-        """Stop all calls: those under way see their token, those that wait end at once with `CancelledError`."""
+        """Stop all calls: running calls see their token, waiting calls end at once with `CancelledError`."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             executors, self._executors = self._executors, {}
         self._closing.set()
         for executor in executors.values():
@@ -70,29 +64,28 @@ def in_order(
 ) -> Iterator[Result]:
     """Results in the order of the items; at most `look_ahead` items are taken before their results are asked for.
 
-    An item that fails raises its error in its place, which ends the iteration. Whoever stops early stops what is under way.
-    Raises `OptionError` for a `look_ahead` below 1, at once.
+    An item that fails raises its error in its place, which ends the iteration. Stopping early stops the running calls.
+    Raises `OptionError` at once if `look_ahead` is below 1.
     """
     if isinstance(look_ahead, bool) or not isinstance(look_ahead, int) or look_ahead < 1:
         raise OptionError(f"look_ahead must be a whole number from 1, not {look_ahead!r}")
-    return _in_order(submit_one, items, look_ahead, Cancel(cancel))
-
-
-def _in_order(
-    submit_one: Callable[[Item, Cancel], Future[Result]], items: Iterable[Item], look_ahead: int, own: Cancel
-) -> Iterator[Result]:
+    own = Cancel(cancel)
     running: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            running.append(submit_one(item, own))
-            if len(running) >= look_ahead:
+
+    def results() -> Iterator[Result]:
+        try:
+            for item in items:
+                running.append(submit_one(item, own))
+                if len(running) >= look_ahead:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        own.set()
-        for future in running:
-            future.cancel()
+        finally:
+            own.set()
+            for future in running:
+                future.cancel()
+
+    return results()
 
 
 async def awaited(submit_one: Callable[[Cancel], Future[Result]], cancel: Cancel | None) -> Result:
@@ -102,5 +95,5 @@ async def awaited(submit_one: Callable[[Cancel], Future[Result]], cancel: Cancel
     own = Cancel(cancel)
     try:
         return await asyncio.wrap_future(submit_one(own))
-    finally:  # cancelled, or closed with its loop; a call that is done cannot be stopped any more
+    finally:  # cancelled, or closed with its loop; setting the token of a finished call has no effect
         own.set()

@@ -7,26 +7,29 @@ from collections.abc import Callable
 
 from ..errors import CancelledError
 
-__all__ = ["Cancel"]
+__all__ = ["POLL_SECONDS", "Cancel"]
+
+POLL_SECONDS = 0.05
+"""How often a waiting call looks at its token."""
 
 
 class Cancel:
-    """A token that stops the calls it was given to: set by any thread, seen before the next tile."""
+    """A token that stops every call it was given to. Any thread may set it; calls look at it before each tile."""
 
     def __init__(self, *parents: Cancel | None) -> None:
-        """`parents`: tokens that set this one as well."""
+        """`parents`: setting one of these tokens also sets this one."""
         self._event = threading.Event()
         self._parents = tuple(parent for parent in parents if parent is not None)
         self._watchers: dict[Callable[[], None], None] = {}
 
     def set(self) -> None:
-        """Stop; the calls raise `CancelledError`."""
+        """Stop the calls: they raise `CancelledError`."""
         self._event.set()
         for watcher in list(self._watchers):
             watcher()
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call `watcher`, once or more often, when `set` is called here or on a parent; at once if it was."""
+        """Call `watcher`, once or more often, when this token or a parent is set; call it now if this one is set already."""
         self._watchers[watcher] = None
         for parent in self._parents:
             parent.watch(watcher)
@@ -34,17 +37,17 @@ class Cancel:
             watcher()
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Forget what `watch` was given."""
+        """Undo `watch`."""
         self._watchers.pop(watcher, None)
         for parent in self._parents:
             parent.unwatch(watcher)
 
     @property
     def is_set(self) -> bool:
-        """Whether `set` was called, here or on a parent."""
+        """Whether this token or a parent was set."""
         return self._event.is_set() or any(parent.is_set for parent in self._parents)
 
     def check(self) -> None:
-        """Raise `CancelledError` if `set` was called."""
+        """Raise `CancelledError` if this token or a parent was set."""
         if self.is_set:
             raise CancelledError("the call was cancelled")

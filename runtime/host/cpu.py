@@ -1,7 +1,8 @@
-"""What this process may use of the machine: threads from affinity and cgroup quota, and the CPU's number formats."""
+"""The part of the machine that this process may use: threads by affinity and cgroup quota, and the CPU's number formats."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -9,36 +10,22 @@ import platform
 from pathlib import Path
 
 __all__ = [
-    "available_threads",
-    "cpu_flags",
-    "cpu_name",
-    "has_bf16",
-    "has_vnni",
-    "instruction_set",
-    "isa_cap",
-    "isa_caps",
-    "numa_nodes",
-    "process_threads",
-]
+    "available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap", "isa_caps",
+    "numa_nodes", "process_threads",
+]  # fmt: skip
 
 
 def _read_quota(folder: Path) -> float | None:
-    """CPUs' worth of quota of one cgroup (v2, then v1), `None` where it has no limit."""
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
-        period_us = int((folder / "cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 and period_us > 0 else None
-    except (OSError, ValueError):
-        return None
+    """CPU quota of one cgroup (v2, then v1), in CPUs; None if it has no limit."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((folder / name).read_text() for name in files).split()
+            return int(quota) / int(period) if quota != "max" and int(quota) > 0 and int(period) > 0 else None
+    return None
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs' worth of quota of this process: the least over its cgroup and all above it, `None` without a limit."""
+    """CPU quota of this process, in CPUs: the least of its cgroup and all cgroups above; None without a limit."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -55,7 +42,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
 
 
 def _listed(text: str) -> set[int]:
-    """CPU numbers of a list as Linux writes it: "0-3,8"."""
+    """The CPU numbers in a list of Linux's form, "0-3,8"."""
     spans = (part.split("-") for part in text.strip().split(",") if part)
     return {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
 
@@ -65,9 +52,9 @@ def _allowed() -> set[int]:
 
 
 def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> list[list[int]]:
-    """CPUs of each NUMA node that the affinity mask allows; one node if nothing is known of them.
+    """The CPUs of each NUMA node that the affinity mask allows; one node if the system does not list any.
 
-    The largest comes first; among equals it is another one in the next process, so that several processes use them all.
+    The largest node comes first. Among equals the order depends on the process number, so that several processes use all.
     """
     allowed, nodes = _allowed(), []
     for file in sorted(root.glob("node[0-9]*/cpulist")):
@@ -86,12 +73,12 @@ def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> list[list[int]]
 
 
 def available_threads() -> int:
-    """Threads for one engine: what fits one NUMA node's part of the affinity mask and the cgroup quota, at least 1."""
+    """Threads for one engine: as many as the affinity mask allows on one NUMA node, within the cgroup quota; at least 1."""
     return min(process_threads(), len(numa_nodes()[0]))
 
 
 def process_threads() -> int:
-    """Threads that fit the affinity mask and the cgroup quota, at least 1."""
+    """Threads that the affinity mask and the cgroup quota allow, at least 1."""
     cores = len(_allowed())
     quota = _quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
@@ -108,7 +95,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Feature flags as the Linux kernel names them; empty where they cannot be read."""
+    """Feature flags under the Linux kernel's names; empty if they cannot be read."""
     return frozenset(_cpuinfo().get("flags", "").split())
 
 
@@ -118,7 +105,7 @@ def cpu_name() -> str:
 
 
 def isa_cap() -> str | None:
-    """The limit that ONEDNN_MAX_CPU_ISA sets to OpenVINO's kernels, e.g. "AVX2"; None without one."""
+    """The limit that ONEDNN_MAX_CPU_ISA sets for OpenVINO's kernels, e.g. "AVX2"; None without a limit."""
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     return None if cap in ("", "ALL", "DEFAULT") else cap
 
@@ -133,7 +120,7 @@ _CAPS: dict[str, set[str]] = {
     "AVX10_1_512": {"avx_vnni", "avx512_vnni", "avx512_bf16"},
     "AVX512_CORE_AMX": {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"},
 }
-"""What a limit leaves of the number formats; higher ones leave everything."""
+"""The number formats that remain under each limit. Limits that are not listed are higher and leave all."""
 
 
 def isa_caps() -> tuple[str, ...]:
@@ -142,17 +129,17 @@ def isa_caps() -> tuple[str, ...]:
 
 
 def _native(wanted: set[str], cap: str | None) -> bool:
-    """Whether the CPU has one of the flags, and the limit leaves it."""
+    """Whether the CPU has one of the flags and the limit allows it."""
     return bool(cpu_flags() & wanted & (wanted if cap is None else _CAPS.get(cap.upper(), wanted)))
 
 
 def has_bf16(cap: str | None = None) -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16, AMX) and `cap` or ONEDNN_MAX_CPU_ISA leaves it."""
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16, AMX) and `cap` or ONEDNN_MAX_CPU_ISA allows it."""
     return _native({"avx512_bf16", "amx_bf16"}, cap or isa_cap())
 
 
 def has_vnni(*, capped: bool = True) -> bool:
-    """Whether the CPU multiplies 8-bit numbers natively (VNNI, AMX); `capped`: and ONEDNN_MAX_CPU_ISA does not forbid it."""
+    """Whether the CPU multiplies 8-bit numbers natively (VNNI, AMX) and, if `capped`, ONEDNN_MAX_CPU_ISA allows it."""
     return _native({"avx512_vnni", "avx_vnni", "amx_int8"}, isa_cap() if capped else None)
 
 
@@ -160,13 +147,5 @@ def instruction_set() -> str:
     """The widest vector instruction sets that matter here, e.g. "avx512+vnni+bf16+amx"."""
     flags = cpu_flags()
     width = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else platform.machine()
-    extra = [
-        name
-        for name, names in (
-            ("vnni", {"avx512_vnni", "avx_vnni"}),
-            ("bf16", {"avx512_bf16"}),
-            ("amx", {"amx_int8", "amx_bf16"}),
-        )
-        if flags & names
-    ]
-    return "+".join([width, *extra])
+    extras = {"vnni": {"avx512_vnni", "avx_vnni"}, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
+    return "+".join([width, *(name for name, names in extras.items() if flags & names)])

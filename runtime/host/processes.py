@@ -1,4 +1,4 @@
-"""New processes: for what must not be loaded into this one, and what forked ones have to forget."""
+"""Other processes: new ones for what must not be loaded into this one, and forked ones, which must forget their parent."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHILD = (
 
 
 def last_line(command: Sequence[str], *, timeout: float | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """What a command prints last; `environment`: variables beside this process's own.
+    """Run a command and return the last line that it prints. `environment`: variables beside this process's own.
 
-    Raises `ChildProcessError`, which says what went wrong, where it fails, prints nothing or takes too long.
+    Raises `ChildProcessError` with the reason if the command fails, prints nothing or takes longer than `timeout` seconds.
     """
-    import subprocess  # not with the module: few processes start others
+    import subprocess  # here, because few processes start others
 
     variables = {**os.environ, **(environment or {})}
     try:
@@ -48,12 +48,12 @@ def call_apart(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """Call a function of a module in a new Python; arguments and result travel as JSON. Raises as `last_line` does.
+    """Call a function of a module in a new Python process. Arguments and result travel as JSON.
 
-    `ChildProcessError`, too, where this program is not a Python that could be started once more: frozen, or embedded.
+    Raises what `last_line` raises, and `ChildProcessError` in a frozen or embedding program, which cannot be started again.
     """
     if getattr(sys, "frozen", False) or not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):
-        raise ChildProcessError("this program is no Python interpreter that could be started for it")
+        raise ChildProcessError("this program is no Python interpreter that could be started again")
     path = [entry for entry in sys.path if entry]
     job = {"path": path, "module": module, "function": function, "arguments": list(arguments)}
     printed = last_line([sys.executable, "-c", _CHILD, json.dumps(job)], timeout=timeout, environment=environment)
@@ -64,10 +64,7 @@ def call_apart(
 
 
 def in_forked_children(function: Callable[[], None]) -> Callable[[], None]:
-    """Decorator: `function` is called in every child forked from now on, before anything else runs there.
-
-    It replaces locks that another thread of the parent may have held.
-    """
+    """Decorator: call `function` first in every later forked child, to replace locks that the parent's threads may hold."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
     return function

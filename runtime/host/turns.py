@@ -5,26 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from typing import Protocol
 
 from ..errors import OptionError
 from . import cpu
+from .cancel import POLL_SECONDS, Cancel
 from .processes import in_forked_children
 
-__all__ = ["Shifts", "Stop", "Turns", "process_turns"]
+__all__ = ["Shifts", "Turns", "process_turns"]
 
-_POLL_SECONDS = 0.05
-"""How often a waiting call looks whether it was cancelled."""
-_GRANT_SECONDS = 1.0
-"""How often one that cannot be cancelled looks: whoever left may have been interrupted before telling anybody."""
-
-
-class Stop(Protocol):
-    """What a waiting call looks at, see `Cancel`."""
-
-    def check(self) -> None:
-        """Raise where the wait is no longer wanted."""
-        ...
+_RECHECK_SECONDS = 1.0
+"""How often a wait without a token looks again: a caller may have been interrupted before it woke the others."""
 
 
 class _Ticket:
@@ -34,30 +24,27 @@ class _Ticket:
 
 
 class Turns:
-    """A number of permits that are handed out strictly in the order in which they were asked for.
+    """A number of permits that are handed out strictly in the order of the requests.
 
-    What is granted follows from the queue of tickets alone, and a ticket leaves the queue with its holder, Ctrl-C included
-    (short of a second one, while the first is on its way).
+    Only the queue of tickets decides who holds permits. A ticket leaves the queue with its holder, also at Ctrl-C (unless a
+    second one comes while the first is being handled).
     """
 
     def __init__(self, permits: int) -> None:
         self.permits = permits
         self._lock = threading.Lock()
         self._tickets: list[_Ticket] = []
-        """Of those who hold permits, and behind them of those who wait."""
+        """Tickets of the holders, and behind them those of the waiting callers."""
 
     @contextlib.contextmanager
-    def hold(self, wanted: int = 1, stop: Stop | None = None) -> Iterator[None]:
-        """Wait for `wanted` permits (or all there are, if that is fewer), and give them back afterwards.
-
-        `stop`: raises where the wait is to end without them.
-        """
+    def hold(self, wanted: int = 1, stop: Cancel | None = None) -> Iterator[None]:
+        """Hold `wanted` permits (at most all there are). Raises `CancelledError` if `stop` is set during the wait."""
         ticket = _Ticket(min(wanted, self.permits))
         try:
             with self._lock:
                 self._tickets.append(ticket)
             self._grant()
-            while not ticket.granted.wait(_POLL_SECONDS if stop is not None else _GRANT_SECONDS):
+            while not ticket.granted.wait(_RECHECK_SECONDS if stop is None else POLL_SECONDS):
                 if stop is not None:
                     stop.check()
                 self._grant()
@@ -69,7 +56,7 @@ class Turns:
             self._grant()
 
     def _grant(self) -> None:
-        """Let those in whose turn it is: all from the front of the queue whose wishes fit together."""
+        """Admit tickets from the front of the queue, as many as the permits allow."""
         with self._lock:
             free = self.permits
             for ticket in self._tickets:
@@ -80,7 +67,7 @@ class Turns:
 
 
 class Shifts:
-    """Callers of one kind at a time, together; those of another kind come when they have left, in the order of asking."""
+    """Admits callers of one kind at a time, any number of them. Another kind enters when they have left, in order."""
 
     def __init__(self) -> None:
         self._door = Turns(1)
@@ -90,10 +77,11 @@ class Shifts:
         self._here = threading.local()
 
     @contextlib.contextmanager
-    def hold(self, kind: Hashable, change: Callable[[], None], stop: Stop | None = None) -> Iterator[None]:
-        """Be inside with others of this kind; `change` is called, with nobody inside, where the last kind was another.
+    def hold(self, kind: Hashable, change: Callable[[], None], stop: Cancel | None = None) -> Iterator[None]:
+        """Enter as a caller of this kind. If the last kind was another, `change` is called first, while no caller is inside.
 
-        A thread that is inside already stays so; with another kind it would wait for itself, which raises `OptionError`.
+        A thread that is already inside may enter again. Raises `OptionError` if it comes with another kind, because it would
+        wait for itself, and `CancelledError` if `stop` is set during the wait.
         """
         if (here := getattr(self._here, "kind", None)) is not None:
             if here != kind:
@@ -104,7 +92,7 @@ class Shifts:
         try:
             with self._door.hold(stop=stop), self._left:
                 while self._inside and self._kind != kind:
-                    self._left.wait(_POLL_SECONDS if stop is not None else _GRANT_SECONDS)
+                    self._left.wait(_RECHECK_SECONDS if stop is None else POLL_SECONDS)
                     if stop is not None:
                         stop.check()
                 if self._kind != kind:
@@ -125,7 +113,7 @@ _PROCESS_LOCK = threading.Lock()
 
 
 def process_turns() -> Turns:
-    """The permits of this process, one for each thread that it may use; a forked child has its own."""
+    """The permits of this process, one for each thread that it may use. A forked child gets new ones."""
     with _PROCESS_LOCK:
         if not _PROCESS:
             _PROCESS.append(Turns(cpu.process_threads()))
@@ -134,7 +122,6 @@ def process_turns() -> Turns:
 
 @in_forked_children
 def _forget_the_parent() -> None:
-    """Forget the parent's permits, and its lock, which another thread may have held."""
     global _PROCESS_LOCK
-    _PROCESS_LOCK = threading.Lock()
+    _PROCESS_LOCK = threading.Lock()  # another thread of the parent may have held the old one
     _PROCESS.clear()

@@ -1,4 +1,4 @@
-"""Pictures in memory: from the kinds that callers hold to what the graphs take, and back to the same kind."""
+"""Pictures in memory: convert the callers' kinds of array into the graphs' input, and the output back into the same kind."""
 
 from __future__ import annotations
 
@@ -13,45 +13,39 @@ from numpy.typing import NDArray
 from ..errors import PictureError
 from ..tiling.tiles import Tile, cells
 
-__all__ = ["OVERSHOOT", "check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
+__all__ = ["OVERSHOOT", "Picture", "check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
 
 Picture = NDArray[Any]
+"""H×W or H×W×C; uint8, uint16 or float32."""
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 _ALPHA_CELL = (64, 1024)
 _BICUBIC_REACH = 2
-_CHECKED_ROWS = 64
 OVERSHOOT = 0.5
-"""Beyond [0, 1], what resizing and filters leave; networks make sense of it. What lies further out is of another range."""
+"""Distance beyond [0, 1] that float32 pictures may have after resizing or filters. More means another value range."""
 
 
 def check_picture(picture: Any) -> Picture:
-    """The picture as an array, if it is one that can be upscaled; `PictureError` says what it should have been.
+    """The picture as an array, if it can be upscaled. Otherwise raises `PictureError`, which says what is needed.
 
     H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1], overshoots of
     up to `OVERSHOOT` included.
     """
     if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
         raise PictureError(f"a NumPy array of height × width × channels is needed, not {type(picture).__name__}")
-    picture = np.asarray(picture)  # subclasses index in ways of their own
+    picture = np.asarray(picture)  # subclasses may index differently
     if picture.dtype not in _FULL_SCALE:
         raise PictureError(f"a picture of uint8, uint16 or float32 is needed, not {picture.dtype}")
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
-        raise PictureError(f"a picture of shape H×W, H×W×1, H×W×3 or H×W×4 is needed, not {picture.shape}")
+        raise PictureError(f"a picture of shape H×W or H×W×C with 1 to 4 channels is needed, not {picture.shape}")
     if 0 in picture.shape:
         raise PictureError(f"the picture is empty (shape {picture.shape})")
     if picture.dtype == np.float32:
-        _check_values(picture)
+        low, high = float(picture.min()), float(picture.max())
+        if not (np.isfinite(low) and np.isfinite(high)):  # a NaN makes both NaN
+            raise PictureError("the picture holds NaN or infinity")
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise PictureError(f"float32 pictures have values from 0 to 1, and this one has {low:g} to {high:g}")
     return picture
-
-
-def _check_values(picture: Picture) -> None:
-    """In parts, so that no other picture of this size is needed."""
-    parts = [picture[row : row + _CHECKED_ROWS] for row in range(0, len(picture), _CHECKED_ROWS)]
-    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-    if not (np.isfinite(low) and np.isfinite(high)):  # NaN is the least and the largest of whatever holds it
-        raise PictureError("the picture holds NaN or infinity")
-    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-        raise PictureError(f"float32 pictures have values from 0 to 1, and this one has {low:g} to {high:g}")
 
 
 def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
@@ -64,7 +58,7 @@ def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
 
 
 def to_graph(colour: Picture) -> NDArray[np.float32]:
-    """H×W×1 or H×W×3 of any supported dtype → 1×3×H×W float32 in [0, 1]; grey is repeated to three channels."""
+    """H×W×1 or H×W×3 of any supported dtype → 1×3×H×W float32 in [0, 1]. Grey is repeated to three channels."""
     values = colour.astype(np.float32) / np.float32(_FULL_SCALE[colour.dtype])
     if values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
@@ -83,15 +77,12 @@ def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
 
 
 def upscale_alpha(
-    alpha: Picture,
-    scale: int,
-    out: Picture,
-    in_turn: Callable[[Callable[[], None]], None] = lambda work: work(),
+    alpha: Picture, scale: int, out: Picture, in_turn: Callable[[Callable[[], None]], None] = lambda work: work()
 ) -> None:
-    """H×W into sH×sW of the same dtype, bicubic: the networks know nothing of alpha.
+    """H×W into `out`, sH×sW of the same dtype, by bicubic interpolation: the networks do not handle alpha.
 
-    Cell by cell, each run by `in_turn` and read with the pixels that bicubic interpolation reaches, so that a large picture
-    needs no more memory than a small one.
+    `in_turn` runs each cell. A cell is read with the pixels around it that bicubic interpolation reaches, so that a large
+    picture needs no more memory than a small one.
     """
     down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
     for tile in itertools.starmap(Tile, itertools.product(down, across)):
@@ -99,7 +90,7 @@ def upscale_alpha(
 
 
 def _alpha_cell(alpha: Picture, scale: int, out: Picture, tile: Tile) -> None:
-    import cv2  # not with the module: it takes its time, and most pictures have no alpha
+    import cv2  # here, because loading it takes time and most pictures have no alpha
 
     cell = alpha[tile.read].astype(np.float32)
     values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Picture files: PNG, JPEG, WebP and TIFF (and BMP) in and out; orientation applied, ICC profile and alpha kept."""
+"""Picture files: read and write PNG, JPEG, WebP, TIFF and BMP. Orientation is applied, ICC profile and alpha are kept."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ _FORMATS = {
 }  # fmt: skip
 PICTURE_SUFFIXES = frozenset(_FORMATS)
 """Suffixes (lower case) that can be read and written."""
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_adobe_deflate"},
+}  # fmt: skip
 _WEBP_LIMIT = 16383
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureFile:
-    """A decoded picture with what its file said beside the pixels."""
+    """A decoded picture and its colour profile."""
 
     pixels: NDArray[Any]
     """H×W (grey) or H×W×2/3/4 (grey + alpha, RGB, RGBA); uint8, uint16 or float32."""
@@ -37,7 +40,7 @@ class PictureFile:
 
 
 def read_picture(path: Path) -> PictureFile:
-    """Decode a picture file, EXIF orientation applied, palettes expanded. Raises `PictureError` naming the file."""
+    """Decode a picture file, apply its EXIF orientation and expand palettes. Raises `PictureError`, which names the file."""
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
@@ -49,7 +52,7 @@ def read_picture(path: Path) -> PictureFile:
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} is refused: it claims more pixels than can be meant ({error})") from error
+        raise PictureError(f"{path} is refused: it claims implausibly many pixels ({error})") from error
     except Exception as error:  # decoders raise almost any kind for a crafted file
         raise PictureError(f"{path} is damaged, truncated or no picture ({error})") from error
 
@@ -59,23 +62,23 @@ def _decode(content: bytes, path: Path) -> PictureFile:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
         _check_tiff_size(content)
-        return PictureFile(_decode_deep(content, path))  # TIFF of floats in colour, say: Pillow has no such mode
+        return PictureFile(_decode_deep(content, path))  # e.g. a TIFF of floats in colour, for which Pillow has no mode
     with image:
         if image.format not in set(_FORMATS.values()) | {"MPO"}:
             raise PictureError(f"{path} is a {image.format} file; PNG, JPEG, WebP, TIFF and BMP can be read")
-        # A profile describes the channels it was made for: one for CMYK or Lab means nothing after conversion to RGB.
+        # A profile belongs to the channels it was made for: one for CMYK or Lab is useless after conversion to RGB.
         icc = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr") else None
         orientation = _orientation(image)
-        image.load()  # finds truncation, also where the pixels are then decoded by other means
+        image.load()  # finds truncation, even if OpenCV then decodes the pixels
         deep = _bits(image, content) > 8 and image.mode in ("RGB", "RGBA", "RGBX", "LA")  # Pillow has reduced them to 8
         pixels = _decode_deep(content, path) if deep else _pixels(image)
         return PictureFile(_orient(pixels, orientation), icc)
 
 
 def _check_tiff_size(content: bytes) -> None:
-    """Raise unless this is a TIFF file of a sane size, by its header alone."""
+    """Raise unless the header is that of a TIFF file of a plausible size."""
     if content[:4] not in (b"II*\0", b"MM\0*"):
-        raise ValueError("its first bytes are those of no known format")
+        raise ValueError("its first bytes belong to no known format")
     stream = io.BytesIO(content)
     directory = ImageFileDirectory_v2(stream.read(8))
     stream.seek(directory.next)
@@ -86,17 +89,17 @@ def _check_tiff_size(content: bytes) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation that is still to be applied; both decoders apply a TIFF file's own. Broken EXIF counts as none."""
+    """EXIF orientation that is still to be applied. Both decoders apply that of TIFF files. Broken EXIF counts as none."""
     if image.format == "TIFF":
         return 1
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # crafted EXIF blocks raise anything from struct.error on; the pixels are still good
+    except Exception:  # crafted EXIF blocks raise almost anything; the pixels are still good
         return 1
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
-    """Bits a channel of a PNG or TIFF file; 8 for the rest."""
+    """Bits for each channel of a PNG or TIFF file; 8 for other formats."""
     if image.format == "PNG":
         return content[24]
     if isinstance(image, TiffImageFile):
@@ -105,7 +108,7 @@ def _bits(image: Image.Image, content: bytes) -> int:
 
 
 def _orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Pixels turned and mirrored as EXIF's orientation 1 … 8 says."""
+    """Turn and mirror pixels according to an EXIF orientation of 1 … 8."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
@@ -121,27 +124,17 @@ def _pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode == "F":
         return np.asarray(image, dtype=np.float32)
     transparent = "transparency" in image.info
-    target = {
-        "1": "L",
-        "L": "L",
-        "LA": "LA",
-        "RGB": "RGB",
-        "RGBA": "RGBA",
-        "P": "RGB",
-        "PA": "RGBA",
-        "La": "LA",
-        "RGBa": "RGBA",
-    }
-    mode = target.get(image.mode, "RGB")
+    modes = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"} | {mode: mode for mode in ("L", "LA", "RGB", "RGBA")}
+    mode = modes.get(image.mode, "RGB")
     if transparent and mode in ("L", "RGB"):
         mode = "LA" if mode == "L" else "RGBA"
-    # A transparent grey has no direct way in Pillow: by way of RGBA.
+    # Pillow cannot convert a transparent grey directly, so it goes by way of RGBA.
     converted = image.convert("RGBA").convert(mode) if transparent and mode == "LA" else image.convert(mode)
     return np.asarray(converted)
 
 
 def _decode_deep(content: bytes, path: Path) -> NDArray[Any]:
-    """16-bit and float pictures, which Pillow cannot hold in colour."""
+    """Decode 16-bit and float pictures, which Pillow cannot hold in colour."""
     pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise PictureError(f"{path} is damaged or no picture")
@@ -155,19 +148,19 @@ def _decode_deep(content: bytes, path: Path) -> NDArray[Any]:
 
 
 def check_output(path: Path) -> None:
-    """Raise `OutputError` where a picture cannot be written under this name; done before any work."""
+    """Raise `OutputError` if no picture can be written under this name. Call it before any work."""
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise OutputError(f"cannot write {path}: the suffix must be one of {', '.join(sorted(PICTURE_SUFFIXES))}")
     try:
         folder = path.is_dir()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # the name is too long, or a folder may not be read
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     if folder:
         raise OutputError(f"cannot write {path}: it is a folder")
 
 
 def write_picture(path: Path, picture: PictureFile) -> None:
-    """Encode by suffix and write atomically. What a format cannot hold is reduced: to 8 bits, or onto white for alpha."""
+    """Encode by suffix (in 8 bits and on white if the format has no more) and write atomically. Raises `OutputError`."""
     check_output(path)
     try:
         content = _encode(path, picture)
@@ -194,20 +187,12 @@ def _encode(path: Path, picture: PictureFile) -> bytes:
     elif pixels.dtype == np.float32:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     if kind == "WEBP" and max(pixels.shape[:2]) > _WEBP_LIMIT:
-        raise ValueError(f"WebP holds at most {_WEBP_LIMIT} pixels a side, not {pixels.shape[0]}×{pixels.shape[1]}")
+        raise ValueError(f"WebP holds at most {_WEBP_LIMIT} pixels on a side, not {pixels.shape[0]}×{pixels.shape[1]}")
     image = Image.fromarray(pixels)
     if kind in ("JPEG", "BMP") and image.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB" if image.mode == "RGBA" else "L")
-    options: dict[str, Any] = {}
-    if picture.icc and kind != "BMP":
-        options["icc_profile"] = picture.icc
-    if kind == "JPEG":
-        options |= {"quality": 95, "subsampling": 0}
-    elif kind == "WEBP":
-        options |= {"quality": 95}
-    elif kind == "TIFF":
-        options |= {"compression": "tiff_adobe_deflate"}
+    profile = {"icc_profile": picture.icc} if picture.icc and kind != "BMP" else {}
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, kind, **_OPTIONS.get(kind, {}), **profile)
     return buffer.getvalue()

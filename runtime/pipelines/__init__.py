@@ -1,4 +1,4 @@
-"""How a picture flows through the graphs of a bundle: one module for each process kind, and the one place that picks it."""
+"""The flow of a picture through the graphs of a bundle: a module for each process kind, and the one place that picks it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ _KINDS: dict[str, type[Pipeline]] = {pipeline.kind: pipeline for pipeline in (La
 
 
 def pipeline_kind(manifest: Manifest) -> type[Pipeline]:
-    """The class of pipeline that runs a bundle of this manifest, its section checked.
-
-    Raises `BundleError` for a kind that this release does not know, and for a section that does not fit it.
-    """
+    """The pipeline class for a manifest. Raises `BundleError` if the kind is unknown or its section does not fit it."""
     if manifest.kind not in _KINDS:
         raise BundleError(f"manifest.json: the process kind is {manifest.kind!r}; this release knows {', '.join(_KINDS)}")
     kind = _KINDS[manifest.kind]
@@ -28,5 +25,5 @@ def pipeline_kind(manifest: Manifest) -> type[Pipeline]:
 
 
 def load_pipeline(bundle: Bundle, **options: Any) -> Pipeline:
-    """Load a bundle's graphs into an engine; for the options see `Pipeline`."""
+    """Load a bundle's graphs into an engine. See `Pipeline` for the options and errors."""
     return pipeline_kind(bundle.manifest)(bundle, **options)

@@ -1,10 +1,8 @@
-"""Latent prior: one vector for the whole picture, found by a diffusion process in T unrolled steps; then the decoder."""
+"""Latent prior: a diffusion process of T unrolled steps finds one vector for the whole picture; the decoder takes it."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,17 @@ from ..errors import BundleError
 from ..host.cancel import Cancel
 from ..pictures.arrays import to_graph
 from ..tiling.tiles import Tile, cells
-from .pipeline import Condition, Float, Pipeline
+from .pipeline import Condition, Float, Pipeline, Then
 
 __all__ = ["CELL", "LatentPriorPipeline", "initial_noise"]
 
 CELL = 256
-"""Height and width, in LR pixels, of the cells over which the condition features are summed, whatever the tiling (rounded
-up to whole cells of the feature map)."""
+"""Height and width, in LR pixels, of the cells over which the condition features are summed, for any tiling. They are
+rounded up to whole cells of the feature map."""
 
 
 def initial_noise(seed: int, latent_size: int) -> Float:
-    """1×latent standard normal noise for a seed of 0 … 2³²−1; the same on every machine and NumPy version.
-
-    `RandomState` is NumPy's frozen generator, whose stream never changes (NEP 19).
-    """
+    """1×latent normal noise for a seed of 0 … 2³²−1, the same everywhere: the stream of `RandomState` is frozen (NEP 19)."""
     return np.random.RandomState(seed).standard_normal((1, latent_size)).astype(np.float32)
 
 
@@ -46,37 +41,27 @@ class LatentPriorPipeline(Pipeline):
 
     @classmethod
     def check(cls, manifest: Manifest) -> None:
-        """See `Pipeline.check`."""
         super().check(manifest)
         section = manifest.process
         steps, betas = whole_number(section.get("steps"), "steps", 1, 10_000), section.get("betas")
         if not isinstance(betas, list) or len(betas) != steps or not all(isinstance(b, float) and 0 < b < 1 for b in betas):
             raise BundleError(f"manifest.json: betas must be {steps} numbers between 0 and 1")
-        for name, low, high in (
-            ("latent_size", 1, 65536),
-            ("size_multiple", 1, 1024),
-            ("condition_radius", 0, 100_000),
-        ):
+        for name, low, high in (("latent_size", 1, 65536), ("size_multiple", 1, 1024), ("condition_radius", 0, 100_000)):
             whole_number(section.get(name), name, low, high)
 
     @staticmethod
     def steps(manifest: Manifest) -> int:
-        """T of the reverse process."""
         return int(manifest.process["steps"])
 
-    def condition(
-        self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Condition], None] | None = None
-    ) -> Condition:
-        """See `Pipeline.condition`: `z`, 1×latent."""
-        return {"z": self.prior(colour, cancel, None if then is None else lambda z: then({"z": z}))}
+    def prior(self, colour: NDArray[Any]) -> Float:
+        """H×W×1 or H×W×3 of a supported dtype → 1×latent prior z of the whole picture."""
+        return self.condition(colour)["z"]
 
-    def prior(
-        self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Float], None] | None = None
-    ) -> Float:
-        """H×W×1 or H×W×3 of a supported dtype → 1×latent prior z of the whole picture.
+    def condition(self, colour: NDArray[Any], cancel: Cancel | None = None, then: Then | None = None) -> Condition:
+        """Compute `z`, 1×latent, see `Pipeline.condition`.
 
-        Features are summed in float64 over cells that depend on the picture's size only, in a fixed order. Every cell of the
-        feature map has the same weight, padded or not. `then` is called with the prior in the turn of the last cell.
+        Features are summed in float64, in a fixed order, over cells that depend only on the picture's size. Every cell of
+        the feature map has the same weight, padded or not.
         """
         section = self.manifest.process
         unit = section["size_multiple"]
@@ -89,21 +74,21 @@ class LatentPriorPipeline(Pipeline):
         for cell in others:
             total = total + self.in_turn(cancel, partial(self._features, colour, cell))
 
-        def finish() -> Float:
+        def finish() -> Condition:
             pooled = ((self._features(colour, last) + total) / count).astype(np.float32)
-            z = self.run_graph("reverse", {"pooled": pooled, "noise": self._noise}, rank=2)
+            condition = {"z": self.run_graph("reverse", {"pooled": pooled, "noise": self._noise}, rank=2)}
             if then is not None:
-                then(z)
-            return z
+                then(condition)
+            return condition
 
         return self.in_turn(cancel, finish)
 
-    @functools.cached_property
+    @cached_property
     def _noise(self) -> Float:
         return initial_noise(self.seed, self.manifest.process["latent_size"])
 
     def _features(self, colour: NDArray[Any], cell: Tile) -> NDArray[np.float64]:
-        """1×channels: the condition features summed over a cell."""
+        """The condition features summed over a cell, 1×channels."""
         features = self.run_graph("encoder", {"lr": to_graph(colour[cell.read])}, rank=4)
         unit = self.manifest.process["size_multiple"]
         down, across = (slice(span.inner.start // unit, -(-span.inner.stop // unit)) for span in (cell.rows, cell.columns))

@@ -1,4 +1,4 @@
-"""What all process kinds share: graphs loaded into one engine, and a picture decoded tile by tile."""
+"""The base of all process kinds: graphs loaded into one engine, and a picture decoded tile by tile."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from ..pictures.arrays import from_graph, to_graph
 from ..tiling.blend import blend
 from ..tiling.tiles import Plan, Tile, TileCost
 
-__all__ = ["Condition", "Float", "Pipeline", "Progress"]
+__all__ = ["Condition", "Float", "Pipeline", "Progress", "Then"]
 
 Float = NDArray[np.float32]
 Condition = Mapping[str, Float]
 """Inputs of the decoder beside the picture, by name; computed once for the whole picture."""
+Then = Callable[[Condition], None]
+"""Work to do with the condition within the turn of its last step."""
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (tiles done, number of tiles)."""
@@ -34,7 +36,7 @@ class Pipeline(abc.ABC):
     """A bundle loaded into one engine at one precision. Safe to call from many threads.
 
     Calls take turns tile by tile, first come, first served: a small picture waits for one tile of a large picture, not for
-    all of it. Only one tile at a time is in the engine. A picture of one tile takes one turn.
+    all of it. Only one tile at a time is in the engine. A picture of one tile takes one turn, its condition included.
     """
 
     kind: ClassVar[str]
@@ -57,7 +59,7 @@ class Pipeline(abc.ABC):
         """Load the graphs.
 
         `tile_cost` learns how long tiles take. `cached`: compiled forms may come from the user's cache folder. `thread`: an
-        engine thread that several pipelines share, so that one tile at a time is in memory; None for a thread of its own.
+        engine thread that several pipelines share, so that one tile at a time is in memory; None makes a new one.
 
         Raises `BundleError` for a damaged bundle, `EngineError` if the engine cannot run it.
         """
@@ -70,16 +72,10 @@ class Pipeline(abc.ABC):
         self._tile_cost = tile_cost or TileCost()
         # Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive.
         precisions: dict[str, Precision] = {role: precision if role == "decoder" else "fp32" for role in self.roles}
-        self._sessions = {
-            role: load_session(
-                bundle.graph(bundle.manifest.role(role, each)),
-                backend=backend,
-                precision=each,
-                threads=threads,
-                cached=cached,
-            )
-            for role, each in precisions.items()
-        }
+        self._sessions = {}
+        for role, each in precisions.items():
+            graph = bundle.graph(bundle.manifest.role(role, each))
+            self._sessions[role] = load_session(graph, backend=backend, precision=each, threads=threads, cached=cached)
 
     @classmethod
     def check(cls, manifest: Manifest) -> None:
@@ -94,13 +90,8 @@ class Pipeline(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def condition(
-        self, colour: NDArray[Any], cancel: Cancel | None = None, then: Callable[[Condition], None] | None = None
-    ) -> Condition:
-        """Compute from H×W×1 or H×W×3 of a supported dtype what the decoder takes beside its tile.
-
-        `then` is called with the result within the turn of the last step.
-        """
+    def condition(self, colour: NDArray[Any], cancel: Cancel | None = None, then: Then | None = None) -> Condition:
+        """Compute the decoder's inputs beside its tile, from a picture of H×W×1 or H×W×3 of a supported dtype."""
 
     def unload(self) -> None:
         """Release the engine's memory now, even if somebody still holds the pipeline. It must not be called afterwards."""
@@ -108,7 +99,7 @@ class Pipeline(abc.ABC):
             session.close()
 
     def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
-        """Do `work` alone with the engine, its memory and its threads, see `EngineThread.run`."""
+        """Do `work` while no other call uses the engine, see `EngineThread.run`."""
         return self._thread.run(work, cancel)
 
     def picture(
@@ -142,10 +133,10 @@ class Pipeline(abc.ABC):
                 progress(1, 1)
             return out
         condition = self.condition(colour, cancel)
-        for done, tile in enumerate(plan.of(height, width)):  # a list of all tiles would be memory that nobody planned
+        for done, tile in enumerate(plan.of(height, width), 1):  # a list of all tiles would take memory beyond the plan
             self.in_turn(cancel, partial(decode, tile, condition))
             if progress is not None:
-                progress(done + 1, plan.tiles)
+                progress(done, plan.tiles)
         return out
 
     def _tile(self, colour: NDArray[Any], tile: Tile, condition: Condition, plan: Plan, out: NDArray[Any]) -> None:
@@ -173,7 +164,7 @@ class Pipeline(abc.ABC):
         return np.rint(larger.mean(axis=2, keepdims=True)).astype(np.uint8)
 
     def run(self, colour: NDArray[Any]) -> Float:
-        """H×W×1 or H×W×3 of a supported dtype, as one tile → 1×3×sH×sW SR, not clipped; not for int8."""
+        """H×W×1 or H×W×3 of a supported dtype → 1×3×sH×sW SR, not clipped, in one tile. Not for int8."""
         condition = self.condition(colour)
         return self.in_turn(None, lambda: self._run_float(to_graph(colour), condition))
 
@@ -185,7 +176,7 @@ class Pipeline(abc.ABC):
         return sr
 
     def run_graph(self, role: str, inputs: Mapping[str, NDArray[Any]], *, rank: int) -> Float:
-        """Run a graph. Bundles are untrusted, so number, type and rank of its outputs are checked (`BundleError`)."""
+        """Run a graph with one output. Raises `BundleError` if its number of outputs, type or rank is wrong."""
         outputs = self._sessions[role].run(inputs)
         if len(outputs) != 1 or outputs[0].ndim != rank or outputs[0].dtype != np.float32:
             raise BundleError(f"the {role} graph of the bundle does not give one float32 output of {rank} dimensions")

@@ -1,1 +1,1 @@
-"""How a picture is cut into tiles, put together again, and how much memory that takes."""
+"""Cut a picture into tiles, put them together again, and plan the memory that this takes."""

@@ -1,4 +1,4 @@
-"""Cross-fading: tiles that only approximate the whole picture are put together without a seam."""
+"""Cross-fading: put tiles that only approximate the whole picture together without a seam."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ Float = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Fade:
-    """Along one axis, in SR pixels: where a span contributes, and how much. All shares of a pixel sum to one."""
+    """The part of one axis that a span contributes to, in SR pixels, and its share there. A pixel's shares sum to one."""
 
     source: slice
-    """Where it contributes, counted in what became of the pixels that it read."""
+    """The part, counted in the span's own output."""
     target: slice
-    """The same, in the whole result."""
+    """The part, counted in the whole result."""
     own: Float
-    """Its share of each of these pixels, above 0."""
+    """The span's share of each of these pixels, above 0."""
     before: Float
-    """The share that the spans before it have together: falling, and 0 from `shared` on."""
+    """Sum of the shares of the spans before it: falling, and 0 from `shared` on."""
 
     @property
     def shared(self) -> int:
-        """How many pixels, at the beginning, it shares with spans before it."""
+        """Number of pixels at the beginning that the span shares with spans before it."""
         return int(np.count_nonzero(self.before))
 
 
 def _risen(pixels: NDArray[np.int64], boundary: int, width: int) -> NDArray[np.float64]:
-    """0 … 1 at the middles of these pixels: a linear ramp of `width` pixels around a boundary between two spans."""
+    """A linear ramp from 0 to 1, `width` pixels wide around `boundary`, at the middles of `pixels`."""
     return np.clip((pixels + 0.5 - boundary) / width + 0.5, 0.0, 1.0)
 
 
 def fade(span: Span, length: int, *, halo: int, scale: int) -> Fade:
-    """What a span of `spans(length, …, halo)` contributes to an axis of `length` LR pixels; `halo` from 1.
+    """The contribution of a span of `spans(length, …, halo)` to an axis of `length` LR pixels; `halo` at least 1.
 
-    The ramps lie around the boundaries between the spans' own parts, `halo` wide in all: both neighbours read at least
-    twice as much there (the last span, which may begin to read earlier, more), so the outer half of a halo, which suffers
-    most from what it did not see, counts for nothing. A share is the difference of two ramps, of the span's beginning and of
-    the next one's; so all shares sum to one even where spans are shorter than ramps, and several of these overlap.
+    A ramp lies around each boundary between two spans and is `halo` wide. Both neighbours read at least twice as much there,
+    so the outer half of a halo, which suffers most from unseen pixels, counts for nothing. A share is the difference between
+    the ramps at the span's beginning and at its end. So shares sum to one even if spans are shorter than ramps.
     """
     reach = halo * scale // 2
     first, last = span.start == 0, span.stop == length
@@ -64,11 +63,11 @@ def fade(span: Span, length: int, *, halo: int, scale: int) -> Fade:
 
 
 def blend(out: NDArray[Any], larger: NDArray[Any], tile: Tile, *, halo: int, scale: int) -> None:
-    """Put a tile into `out`, sH×sW×C, mixed with those that are there already; tiles come in the order of `Plan.of`.
+    """Mix a tile into `out`, sH×sW×C, which holds the tiles before it in the order of `Plan.of`.
 
-    `larger`: what became of the pixels that the tile read, of `out`'s dtype: uint8, uint16 or float32. No more than `out`
-    is kept between tiles. A tile takes of each pixel the part that its share has in the shares so far, which in the end
-    leaves every tile its share; mixed in float32, integers rounded half to even each time, never beyond the values mixed.
+    `larger`: the tile's output, of `out`'s dtype (uint8, uint16 or float32). Only `out` is kept between tiles. A tile's part
+    of a pixel is its share among the shares so far, which in the end leaves every tile its share. Mixing is done in float32,
+    never leaves the range of the mixed values, and rounds integers half to even each time.
     """
     rows = fade(tile.rows, out.shape[0] // scale, halo=halo, scale=scale)
     columns = fade(tile.columns, out.shape[1] // scale, halo=halo, scale=scale)
@@ -77,14 +76,12 @@ def blend(out: NDArray[Any], larger: NDArray[Any], tile: Tile, *, halo: int, sca
     top, left = rows.shared, columns.shared
     _mix(there[:top], new[:top], part[:top])
     _mix(there[top:, :left], new[top:, :left], part[top:, :left])
-    there[top:, left:] = new[top:, left:]  # the first there: what `out` held before may be anything
+    there[top:, left:] = new[top:, left:]  # the first tile there: `out` may have held anything before
 
 
 def _parts(rows: Fade, columns: Fade) -> Float:
-    """H×W×1 of 0 … 1: the tile's share of each pixel in all shares up to its own.
-
-    Rows of tiles before its own have all their columns; of its own row only those before it are there.
-    """
+    """H×W×1 of 0 … 1: the tile's share of each pixel among all shares so far."""
+    # Earlier rows of tiles are complete; in the tile's own row only the tiles before it are there.
     down, across = rows.own[:, None], columns.own[None]
     so_far = rows.before[:, None] + down * (columns.before[None] + across)
     parts: Float = (down * across / so_far)[:, :, None]
@@ -92,7 +89,7 @@ def _parts(rows: Fade, columns: Fade) -> Float:
 
 
 def _mix(there: NDArray[Any], new: NDArray[Any], part: Float) -> None:
-    """there + part·(new − there), in place: equal values stay what they are, whatever the part."""
+    """there + part·(new − there), in place. Equal values stay as they are for any part."""
     old = there.astype(np.float32)
     mixed = old + part * (new.astype(np.float32) - old)
     there[...] = mixed if there.dtype == np.float32 else np.rint(mixed)

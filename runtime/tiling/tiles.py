@@ -1,4 +1,4 @@
-"""How a picture is cut: tiles with a halo, all of one size, and the plan that keeps them inside a memory limit."""
+"""Cut a picture into tiles with a halo, all of one size, and plan them so that they stay inside a memory limit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from collections.abc import Iterator
 __all__ = ["LEAST_STEP", "OVERLAP", "Plan", "Span", "Tile", "TileCost", "cells", "plan_tiles", "spans"]
 
 LEAST_STEP = 8
-"""LR pixels of its own that a tile has at least between its halos, where there are several."""
+"""Fewest LR pixels that a tile has between its halos, if there are several tiles."""
 OVERLAP = 32
-"""LR pixels that a tile reads beyond its own on each inner side where its network depends on the whole picture: no halo is
-enough to be exact then, this much is for `blend` to hide the seams in."""
+"""Halo, in LR pixels, of networks that depend on the whole picture. None would be exact; `blend` hides the seams in it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Along one axis, in LR pixels: what a tile reads, and the part of it that it is answerable for."""
+    """One axis of a tile, in LR pixels: it reads `read_start` … `read_stop` and produces `start` … `stop`."""
 
     start: int
     stop: int
@@ -32,7 +31,7 @@ class Span:
 
     @property
     def read(self) -> int:
-        """LR pixels that it reads."""
+        """Number of LR pixels that the tile reads."""
         return self.read_stop - self.read_start
 
 
@@ -45,38 +44,40 @@ class Tile:
 
     @property
     def read(self) -> tuple[slice, slice]:
-        """The LR pixels that it reads."""
+        """The LR pixels that the tile reads."""
         return slice(self.rows.read_start, self.rows.read_stop), slice(self.columns.read_start, self.columns.read_stop)
 
     def inner(self, scale: int) -> tuple[slice, slice]:
-        """The part that it is answerable for, in what became of the pixels it read, `scale` times larger."""
-        rows, columns = self.rows.inner, self.columns.inner
-        return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+        """The part that the tile produces, in its own output, which is `scale` times larger than the pixels it read."""
+        return _scaled(self.rows.inner, scale), _scaled(self.columns.inner, scale)
 
     def target(self, scale: int) -> tuple[slice, slice]:
         """The same part, in the whole result."""
-        rows, columns = self.rows, self.columns
-        return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+        return _scaled(self.rows, scale), _scaled(self.columns, scale)
+
+
+def _scaled(part: Span | slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one call does and needs."""
+    """The tiles and the memory of one call."""
 
     tile: tuple[int, int]
-    """LR pixels (height, width) that every tile reads, its halo with it."""
+    """LR pixels (height, width) that every tile reads, halo included."""
     grid: tuple[int, int]
     """Tiles down and across."""
     halo: int
-    """LR pixels that neighbouring tiles read beyond their own; 0 for a single one."""
+    """LR pixels that a tile reads beyond its own at each inner side; 0 for a single tile."""
     peak_bytes: int
-    """Upper estimate of what the process needs beyond what it had before loading, and beyond input and output."""
+    """Upper estimate of the memory that loading and the call need, beside input and output."""
     exact: bool = True
-    """Whether the result equals that of the whole picture, byte for byte; otherwise its tiles approximate it, blended."""
+    """Whether the result equals that of the whole picture byte for byte; otherwise blended tiles approximate it."""
 
     @property
     def tiles(self) -> int:
-        """How many there are."""
+        """Number of tiles."""
         return self.grid[0] * self.grid[1]
 
     def of(self, height: int, width: int) -> Iterator[Tile]:
@@ -87,21 +88,21 @@ class Plan:
 
 
 def _count(length: int, read: int, halo: int) -> int | None:
-    """How many spans that read `read` each cover `length`; None where they are all halo."""
+    """Number of spans reading `read` pixels each that cover `length`; None if the halos leave too little between them."""
     if read >= length:
         return 1
     return -(-(length - 2 * halo) // (read - 2 * halo)) if read >= 2 * halo + LEAST_STEP else None
 
 
 def _even(length: int, count: int, halo: int) -> int:
-    """The least that `count` spans have to read each to cover `length`."""
+    """Fewest pixels that each of `count` spans has to read to cover `length`."""
     return length if count == 1 else -(-(length + 2 * halo * (count - 1)) // count)
 
 
 def spans(length: int, read: int, halo: int) -> list[Span]:
-    """Cut 0 … length into spans that all read `read` (more than 2·halo): engines see one shape, whatever the picture.
+    """Cut 0 … length into spans that all read `read` pixels (more than 2·halo), so that the engine sees a single shape.
 
-    Where a span ends inside the picture, it reads at least `halo` beyond.
+    A span that ends inside the picture reads at least `halo` beyond its end.
     """
     result: list[Span] = []
     start = 0
@@ -115,9 +116,9 @@ def spans(length: int, read: int, halo: int) -> list[Span]:
 
 
 def cells(length: int, size: int, halo: int) -> list[Span]:
-    """Cut 0 … length into fixed pieces of `size`, the last one shorter, with `halo` around them inside the picture.
+    """Cut 0 … length into pieces of `size`, the last one shorter, which read `halo` beyond their ends inside the picture.
 
-    They depend on the length alone, never on a plan: sums over them are the same whatever the tiling.
+    They depend on the length and never on a plan, so sums over them are the same for any tiling.
     """
     return [
         Span(start, min(start + size, length), max(0, start - halo), min(start + size + halo, length))
@@ -126,15 +127,15 @@ def cells(length: int, size: int, halo: int) -> list[Span]:
 
 
 class TileCost:
-    """What a tile costs beside its pixels, counted in pixels: learned from the tiles that ran on this machine.
+    """The fixed cost of a tile, expressed in pixels and learned from the tiles that ran on this machine.
 
-    A line through (pixels, seconds), weighted by 1/pixels² (small tiles count as much as large ones), older tiles less; the
-    answer moves in powers of two, so that plans do not change with every tile, and stays while all tiles have one size. Safe
-    to use from many threads.
+    It fits a line through (pixels, seconds), weighted by 1/pixels² (small tiles count as much as large ones) and less for
+    older tiles. The answer moves in powers of two, so that plans do not change with every tile, and stays while all tiles
+    have one size. Safe to use from many threads.
     """
 
     usual = 400
-    """Until it has seen tiles of several sizes: 0.2 ms of calls and copies where a pixel takes 0.5 µs."""
+    """The answer before tiles of several sizes were seen: 0.2 ms of calls and copies, at 0.5 µs for each pixel."""
     _FADE = 0.98
     _LEAST_SPREAD = 0.1
     _RANGE = (100, 6400)
@@ -146,7 +147,7 @@ class TileCost:
         self._answer = self.usual
 
     def record(self, pixels: int, seconds: float) -> None:
-        """A tile that read so many pixels took so long."""
+        """Note that a tile of `pixels` read pixels took `seconds`."""
         weight = 1 / pixels**2
         new = (weight, weight * pixels, 1.0, weight * seconds, weight * pixels * seconds)
         with self._lock:
@@ -155,7 +156,7 @@ class TileCost:
 
     @property
     def pixels(self) -> int:
-        """The pixels that would take as long as everything else about a tile does."""
+        """Number of pixels that take as long as the fixed part of a tile."""
         with self._lock:
             one, x, xx, y, xy = self._sums
             seen = self._seen
@@ -179,8 +180,8 @@ def plan_tiles(
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """((tile height, tile width), (down, across)) with the least work of all cuts whose tiles read at most `most_pixels`.
 
-    Work is what all tiles read together, halos with it, and `tile_cost` pixels for each. None where even the smallest tile
-    that gets anywhere reads more.
+    Work is the number of pixels that all tiles read, halos included, plus `tile_cost` for each tile. None if even the
+    smallest usable tile reads more than `most_pixels`.
     """
     best: tuple[int, tuple[int, int], tuple[int, int]] | None = None
     for rows in range(1, height + 1):
@@ -189,7 +190,7 @@ def plan_tiles(
         if down is None:
             break
         if down < rows:
-            continue  # as many as before would do
+            continue  # a smaller number of rows does the same
         across = _count(width, min(width, most_pixels // tall), halo)
         if across is None:
             continue
@@ -199,5 +200,5 @@ def plan_tiles(
         if best is None or work < best[0]:
             best = work, (tall, wide), (down, across)
         if across == 1 and wide * tall <= most_pixels // 4:
-            break  # flatter ones only read more
+            break  # flatter tiles only read more
     return None if best is None else best[1:]

@@ -256,10 +256,10 @@ def test_perfect_scores_are_still_json(exported: Path, tmp_path: Path) -> None:
 
 
 def interrupted(command: list[str], folder: Path, pattern: str, stop: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """What a command comes to that gets a signal once it has made something of that name."""
+    """Run a command, send it a signal once a file of that name exists, and return how it ended."""
 
     def as_from_a_terminal() -> None:
-        """A shell lets what it runs in the background ignore SIGINT, these tests for one, and children inherit that."""
+        """Undo that background jobs of a shell, like these tests, ignore SIGINT: children inherit it."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal) as process:

@@ -197,7 +197,10 @@ def test_inference_only_checkpoint_without_lpe_loads(tmp_path: Path, network: RD
         ({"config": "{"}, "config"),
         ({"config": "[]"}, "config"),
         ({"config": '{"width": 8}'}, "missing field depth"),
-        ({"config": json.dumps(CONFIG.to_dict() | {"width": 1024, "depth": 256})}, "missing tensor"),  # and no memory for it
+        (
+            {"config": json.dumps(CONFIG.to_dict() | {"width": 1024, "depth": 256})},
+            "missing tensor",
+        ),  # before any memory is taken
         ({"arch": "other"}, "'other'"),
     ],
 )
@@ -226,10 +229,10 @@ def test_steps_can_be_overridden(checkpoint: Path) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Exports are kept by what the checkpoint's bytes are."""
+    """Exports are cached by the bytes of the checkpoint."""
     tensors = {"b": torch.arange(5.0), "a": torch.ones(2, 3), "c": torch.tensor(1.0)}
     contents = set()
-    for index in range(8):  # of four keys in an order by chance, as many times the same one: once in 24 to the seventh
+    for index in range(8):  # four keys in random order: eight times the same one in 24**7 runs
         save_checkpoint(tmp_path / f"{index}.safetensors", tensors, "rdsr", {"width": 8, "depth": 2}, {"stage": "test"})
         contents.add((tmp_path / f"{index}.safetensors").read_bytes())
     (content,) = contents

@@ -1,4 +1,4 @@
-"""Degradations of photos: what each step does, that draws repeat, and what the latent prior encoder is told."""
+"""Degradations of photos: each step, repeatable draws, and the vector for the latent prior encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GREY = np.full((256, 256, 3), 120, np.uint8)
 
 def test_nothing_but_the_kernel_is_the_bicubic_degradation() -> None:
     assert Degradation().clean
-    assert Degradation(grey_noise=True).clean, "the colour of no noise"
+    assert Degradation(grey_noise=True).clean, "without noise its colour does not count"
     assert not Degradation(kernel="area").clean
     assert np.array_equal(Degradation().apply(SMOOTH, 4, RNG(0)), bicubic_downscale(SMOOTH, 4))
 
@@ -68,7 +68,7 @@ def test_jpeg_is_worse_at_lower_quality_and_may_come_twice() -> None:
 
 
 def test_the_margin_is_enough() -> None:
-    """The middle of a window is what the middle of the whole picture is."""
+    """The middle of a window equals the middle of the whole picture."""
     large = cv2.GaussianBlur(picture(400, 400), (0, 0), 1)
     for degradation in (
         Degradation(kernel="bilinear"),
@@ -88,7 +88,7 @@ def test_draws_repeat_and_cover_every_step() -> None:
     assert drawn == [settings.draw(RNG((0, step))) for step in range(2000)]
     degraded = [d for d in drawn if not d.clean]
     absent = (1 - settings.blur) * (1 - settings.gaussian) * (1 - settings.poisson) * (1 - settings.jpeg)
-    nothing = absent * settings.kernels[0]  # of those that are not clean, all the same
+    nothing = absent * settings.kernels[0]  # share of patches that are not meant to be clean, but get no step
     assert 1 - len(degraded) / 2000 == pytest.approx(settings.clean + (1 - settings.clean) * nothing, abs=0.02)
     shares = {
         "blur": np.mean([max(d.sigma) > 0 for d in degraded]),
@@ -133,7 +133,7 @@ def test_the_vector_tells_every_parameter_and_absence_apart() -> None:
     assert len({vector.tobytes() for vector in [absent, *vectors]}) == len(changes) + 1
     assert all(np.isfinite(vector).all() and np.abs(vector).max() <= 1 for vector in vectors)
     quarter = Degradation(sigma=(3.0, 1.0), angle=math.pi / 2).vector()
-    assert np.allclose(Degradation(sigma=(1.0, 3.0)).vector(), quarter, atol=1e-6), "the same blur, said otherwise"
+    assert np.allclose(Degradation(sigma=(1.0, 3.0)).vector(), quarter, atol=1e-6), "the same blur in other words"
 
 
 @pytest.mark.parametrize("name", TEST_DEGRADATIONS)
@@ -143,4 +143,4 @@ def test_fixed_degradations_are_the_same_every_time(name: str) -> None:
     assert np.array_equal(one, degrade_for_test(SMOOTH, 4, name, "kodim01"))
     assert not np.array_equal(one, bicubic_downscale(SMOOTH, 4))
     if TEST_DEGRADATIONS[name].gaussian:
-        assert not np.array_equal(one, degrade_for_test(SMOOTH, 4, name, "kodim02")), "each picture has noise of its own"
+        assert not np.array_equal(one, degrade_for_test(SMOOTH, 4, name, "kodim02")), "each picture has its own noise"

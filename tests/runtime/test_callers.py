@@ -372,7 +372,7 @@ def test_a_process_that_ends_waits_for_the_tile_of_a_daemon(exported: Path) -> N
 def test_callbacks_may_close_it(exported: Path) -> None:
     own = Upscaler.load(exported, precision="fp32")
     own.submit(picture(9, 9)).add_done_callback(lambda future: own.close())
-    eventually(lambda: own._calls._closed and not own._pipelines.loaded)
+    eventually(lambda: own._calls.closed and not own._pipelines.loaded)
     own = Upscaler.load(exported, precision="fp32")
     future = own.submit(picture(100, 100), progress=lambda done, tiles: own.close())
     with pytest.raises(CancelledError):

@@ -99,6 +99,7 @@ def test_views_and_read_only_pictures_work(auto: Upscaler) -> None:
         (np.zeros((5, 5, 3), np.int32), "int32"),
         (np.zeros((5, 5, 3), np.float64), "float64"),
         (np.full((5, 5, 3), np.nan, np.float32), "NaN"),
+        (np.concatenate([np.zeros((99, 5, 3), np.float32), np.full((1, 5, 3), np.nan, np.float32)]), "NaN"),
         (np.full((5, 5, 3), 200, np.float32), "0 to 1, and this one has 200 to 200"),
         (np.full((5, 5, 3), -0.6, np.float32), "0 to 1"),
         (np.ma.masked_invalid(np.full((5, 5, 3), np.nan, np.float32)), "MaskedArray"),
@@ -165,7 +166,7 @@ def test_auto_says_what_it_chose_and_why(exported: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cpu, "has_bf16", lambda: False)
     effective = Upscaler.load(exported, precision="fp32").effective
     assert (effective.precision, effective.backend) == ("fp32", "onnxruntime")
-    assert effective.reason == "fp32: asked for; onnxruntime: new sizes stall it least at fp32"
+    assert effective.reason == "fp32: asked for; onnxruntime: fewest stalls on unseen sizes"
     with pytest.raises(OptionError, match="no bf16 arithmetic"):
         Upscaler.load(exported, precision="bf16")
     assert effective.threads == cpu.available_threads()

@@ -1,4 +1,4 @@
-"""`rdsr bench int8` and `rdsr bench quality --drop`: rows that add up, a stack that is all int8, inputs that do not fit."""
+"""`rdsr bench int8` and `rdsr bench quality --drop`: rows add up, the stack is all int8, wrong inputs are refused."""
 
 from __future__ import annotations
 

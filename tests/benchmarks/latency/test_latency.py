@@ -1,4 +1,4 @@
-"""The latency harness in real processes: what it measures is what there is, cut off or not."""
+"""The latency harness in real processes: it measures the truth, also after it was cut off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.latency.flops import convolution_gflops, graph_facts
 from rdsr.benchmarks.latency.measure import Options, jobs_of, measure_latency
-from rdsr.benchmarks.latency.peaks import float_stack, matmul, measure_peak
+from rdsr.benchmarks.latency.peaks import convolution_stack, matmul, measure_peak
 from rdsr.benchmarks.latency.rows import Job, fit_exponents
 from rdsr.benchmarks.quality.measure import onnx_file
 from rdsr.benchmarks.subjects.find import find_subject
@@ -44,9 +44,11 @@ def test_a_model_that_sleeps_a_known_time_takes_that_time() -> None:
     took = time.perf_counter() - begun - row["runs"] * row["min_ms"] / 1e3
     assert row["error"] is None
     assert 30 <= row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-    assert row["min_ms"] < 150, "the start of the process is not in it: the best of a hundred sleeps is not that late"
-    assert row["min_ms"] < row["cold_start_ms"], "and here it is"
-    assert row["cold_start_ms"] < 1e3 * took, "no more than the process was there, whatever the system says of its start"
+    assert row["min_ms"] < 150, "it does not include the start of the process: the best of a hundred sleeps is not that late"
+    assert row["min_ms"] < row["cold_start_ms"], "this one includes it"
+    assert row["cold_start_ms"] < 1e3 * took, (
+        "it is no longer than the process existed, whatever start time the system gives"
+    )
     assert row["runs"] >= 2
 
 
@@ -80,11 +82,11 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch
     report = measure_latency(jobs, options, partial=partial)
     assert len(note.read_text().splitlines()) == 2, "the first row was not run again"
     assert all(row["p50_ms"] for row in report["rows"])
-    assert partial.is_file(), "until the caller has stored the report"
+    assert partial.is_file(), "it stays until the caller has stored the report"
     measure_latency(jobs, options, partial=partial)
     assert len(note.read_text().splitlines()) == 2
     measure_latency(jobs, dataclasses.replace(options, isa_cap="AVX2"), partial=partial)
-    assert len(note.read_text().splitlines()) == 4, "what another run left is not mistaken for this one's"
+    assert len(note.read_text().splitlines()) == 4, "samples of another run are not taken for samples of this one"
     partial.write_text("damaged")
     measure_latency(jobs, options, partial=partial)
     assert len(note.read_text().splitlines()) == 6
@@ -114,7 +116,7 @@ def test_unknown_names_and_empty_rows_are_refused() -> None:
         find_subject("rdsr-huge")
 
 
-# -- graphs of others -------------------------------------------------------------------------------------------------
+# -- other people's graphs ----------------------------------------------------------------------------------------------
 
 
 def peer(
@@ -126,7 +128,7 @@ def peer(
     batch: Any = "n",
     scale: int = 2,
 ) -> Path:
-    """Nearest-neighbour enlargement of NCHW floats; of 0 … 255 it adds and takes off the mean that such networks have."""
+    """Write a graph that enlarges NCHW floats by repetition. At 0 … 255 it subtracts and adds a mean, as networks do."""
     nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
     constants = {"scales": np.array([1, 1, scale, scale], np.float32)}
     if full_scale != 1.0:
@@ -254,11 +256,11 @@ def test_a_peer_of_random_weights_has_no_quality(tmp_path: Path) -> None:
         onnx_file(path, backend="onnxruntime", threads=1)
 
 
-# -- what a row is set against ----------------------------------------------------------------------------------------
+# -- what a row is compared with --------------------------------------------------------------------------------------
 
 
 def convolution(kernel: tuple[int, ...], group: int) -> bytes:
-    """One convolution of `x`, padded to the same size."""
+    """Build a graph of one convolution of `x`, padded to the same size."""
     shape = [1, kernel[1] * group, "h", "w"]
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "k"], ["y"], kernel_shape=kernel[2:], pads=[1] * 4, group=group)],
@@ -271,7 +273,7 @@ def convolution(kernel: tuple[int, ...], group: int) -> bytes:
 
 
 def test_operations_counted_from_a_graph_are_those_of_its_convolutions(exported: Path, checkpoint: Path) -> None:
-    gflops, _ = graph_facts(float_stack(8, 3), {"x": (1, 8, 10, 20)})
+    gflops, _ = graph_facts(convolution_stack(8, 3, int8=False), {"x": (1, 8, 10, 20)})
     assert gflops == pytest.approx(2 * 3 * 9 * 8 * 8 * 200 / 1e9)
     assert graph_facts(convolution((6, 2, 3, 3), group=3), {"x": (1, 6, 10, 20)})[0] == pytest.approx(
         2 * 6 * 2 * 9 * 200 / 1e9
@@ -296,18 +298,8 @@ def test_peaks_are_numbers_of_this_machine(precision: str) -> None:
 
 
 def test_the_command_gives_the_contracts_keys(exported: Path, tmp_path: Path) -> None:
-    arguments = [
-        "bench",
-        "latency",
-        "--model",
-        str(exported),
-        "--model",
-        "bicubic",
-        "--precision",
-        "fp32",
-        "--size",
-        "16x24",
-    ]
+    arguments = ["bench", "latency", "--model", str(exported), "--model", "bicubic", "--precision", "fp32"]
+    arguments += ["--size", "16x24"]
     arguments += ["--threads", "1", "--budget", "1", "--rounds", "1", "--no-peaks", "-o", str(tmp_path), "--json"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
@@ -373,26 +365,10 @@ def test_quality_goes_on_beside_what_has_none(tmp_path: Path, monkeypatch: pytes
 
 def test_a_report_is_made_of_what_the_commands_left(exported: Path, tmp_path: Path) -> None:
     common = ["--threads", "1", "-o", str(tmp_path)]
-    latency = [
-        "bench",
-        "latency",
-        "--model",
-        str(exported),
-        "--size",
-        "16x16",
-        "--budget",
-        "1",
-        "--rounds",
-        "1",
-        "--no-peaks",
-    ]
-    assert CliRunner().invoke(app, [*latency, *common]).exit_code == 0
-    assert (
-        CliRunner()
-        .invoke(app, ["bench", "quality", "--bundle", str(exported), "--dataset", str(SAMPLES), *common])
-        .exit_code
-        == 0
-    )
+    latency = ["latency", "--model", str(exported), "--size", "16x16", "--budget", "1", "--rounds", "1", "--no-peaks"]
+    quality = ["quality", "--bundle", str(exported), "--dataset", str(SAMPLES)]
+    for arguments in (latency, quality):
+        assert CliRunner().invoke(app, ["bench", *arguments, *common]).exit_code == 0
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
     done = CliRunner().invoke(app, ["bench", "report", "-o", str(tmp_path), "--readme", str(readme), "--json"])

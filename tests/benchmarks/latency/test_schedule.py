@@ -1,4 +1,4 @@
-"""What the latency harness runs, when, and for how long, on a machine whose clock the test sets: no real time is in it."""
+"""The latency harness runs the right rows at the right time and length. The test sets the clock; nothing takes real time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rdsr.tests.benchmarks.latency.synthetic import sleepers, synthetic
 
 
 class Machine:
-    """Stands in for `time` and `call_apart`: models called "sleep-20" take 20 ms a call, "diffir" 50, by its own clock."""
+    """Replaces `time` and `call_apart`. By its own clock a call of "sleep-20" takes 20 ms, and of "diffir" 50 ms."""
 
     def __init__(self, *, start_up: float = 1.0, drift: float = 0.0) -> None:
         self.now = 1000.0
         self.start_up = start_up
         """Seconds that a process takes to start."""
         self.drift = drift
-        """By how much of its speed at first the machine slows down in a second."""
+        """Share of its first speed that the machine loses in a second."""
         self.begun = self.now
         self.order: list[str] = []
-        """Models in the order they were run."""
+        """Models in the order in which they ran."""
         self.fails_from: dict[str, int] = {}
-        """For a model: the round from which it fails."""
+        """Model → the round from which it fails."""
 
     def perf_counter(self) -> float:
         return self.now
@@ -85,7 +85,7 @@ def test_a_row_calls_for_half_of_its_part_of_what_is_left(machine: Machine) -> N
 
 
 def test_rounds_are_interleaved_so_that_the_order_of_rows_changes_no_conclusion(machine: Machine) -> None:
-    machine.drift = 0.002  # a fifth slower at the end: measured one after the other, 40 would come out as more than 43
+    machine.drift = 0.002  # a fifth slower at the end: without interleaving, 40 would come out as more than 43
     jobs = sleepers(20, 40, 43)
     forward = measure(jobs, budget=90, rounds=4)
     assert machine.order == ["sleep-20", "sleep-40", "sleep-43", "sleep-43", "sleep-40", "sleep-20"] * 2
@@ -175,7 +175,7 @@ def test_ratios_are_to_diffir_in_torch_eager_at_the_same_size(machine: Machine) 
 
 
 def test_a_run_that_goes_on_knows_what_rows_cost(machine: Machine, tmp_path: Path) -> None:
-    """Nothing is known of a row's price after a restart otherwise, and the budget is overrun by a whole round."""
+    """Otherwise the harness would not know the rows' costs after a restart, and would exceed the budget by a whole round."""
     partial = tmp_path / "partial.json"
     jobs, options = sleepers(1, 4000), Options(budget=25.0, rounds=3, peaks=False)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What the latent prior does: rows that must be zero are, and rows that must differ do."""
+"""The effect of the latent prior: rows that must be zero are, and rows that must differ do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data set folders: our layout, DIV2K's, and what is wrong with others."""
+"""Data set folders (our layout, DIV2K's, and faulty ones), quality rows, crops, degradations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.quality.crops import crop_strip
 from rdsr.benchmarks.quality.datasets import find_dataset
 from rdsr.benchmarks.quality.measure import bicubic, measure
-from rdsr.benchmarks.report.data import _quality_nodes
-from rdsr.benchmarks.report.fields import Node
+from rdsr.benchmarks.report.data import read_quality
 from rdsr.cli.main import app
 from rdsr.export.proof import SAMPLES
 from rdsr.models.photo_degradation import TEST_DEGRADATIONS
@@ -94,7 +93,7 @@ def test_crop_strip_shows_three_columns_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_degradation_makes_lr_of_any_originals_and_always_the_same(tmp_path: Path) -> None:
-    """No LR folder is needed, and the original decides what it is, not the order or the process."""
+    """No LR folder is needed, and LR depends on the original and its name only, not on the order or the process."""
     dataset = find_dataset(SAMPLES, 4)
     (tmp_path / "HR").mkdir()
     for _, high in dataset.pairs:
@@ -125,5 +124,5 @@ def test_quality_of_degraded_pictures_says_so_and_stays_out_of_reports(tmp_path:
     clean = json.loads(CliRunner().invoke(app, arguments).stdout)
     assert clean["degradation"] == "bicubic"
     assert all(row["psnr_y"] < clean["psnr_y"] for row in rows)
-    nodes = _quality_nodes(Node(tmp_path / "quality.json", "", {"rows": [*rows, clean]}))
-    assert [node.text("degradation") for node in nodes] == ["bicubic"]
+    (tmp_path / "quality.json").write_text(json.dumps({"rows": [*rows, clean]}))
+    assert [row.degradation for row in read_quality(tmp_path / "quality.json").rows] == ["bicubic"]

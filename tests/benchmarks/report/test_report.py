@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from rdsr.benchmarks.errors import BenchmarkError
-from rdsr.benchmarks.report.data import Way, read_results
-from rdsr.benchmarks.report.facts import Facts, headlines, pareto, quantity, ratio, short_names
-from rdsr.benchmarks.report.front import draw_front
-from rdsr.benchmarks.report.label_placement import overlap, place_labels
+from rdsr.benchmarks.report.data import read_results
+from rdsr.benchmarks.report.facts import Facts, pareto, quantity, ratio, short_names
+from rdsr.benchmarks.report.front import draw_front, frames, place_labels
 from rdsr.benchmarks.report.page import MARKS, readme_block, update_readme, write_report
 
 PEER = "/some/long/path/peer_model_x4.onnx"
@@ -287,38 +286,106 @@ def test_foreign_text_stays_text(tmp_path: Path, name: str) -> None:
     assert all(readme.read_text().count(mark) == 1 for mark in MARKS)
 
 
-def apart(boxes: list, bounds: tuple[float, float, float, float]) -> bool:
-    inside = all(bounds[0] <= b[0] and bounds[1] <= b[1] and b[2] <= bounds[2] and b[3] <= bounds[3] for b in boxes)
-    return inside and not any(overlap(one, other) for one, other in itertools.combinations(boxes, 2))
+Box = tuple[float, float, float, float]
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes (left, bottom, right, top in pixels) share more than an edge."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def boxes_of(figure: Any, labels: list) -> list[Box]:
+    """Where the labels of a figure are drawn, after its layout is done."""
+    figure.canvas.draw()
+    return [tuple(label.get_window_extent().extents) for label in labels]
+
+
+def assert_apart(boxes: list[Box], markers: list[tuple[float, float]], frame: Box, reach: float = 5.0) -> None:
+    for one, other in itertools.combinations(boxes, 2):
+        assert not overlap(one, other), "a label covers another"
+    for box in boxes:
+        assert not any(overlap(box, (x - reach, y - reach, x + reach, y + reach)) for x, y in markers), "a marker is covered"
+        assert frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]  # noqa: PT018
 
 
 @pytest.mark.parametrize("spread", [300.0, 60.0, 5.0, 0.0])
 def test_labels_never_overlap(spread: float) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     random = np.random.default_rng(int(spread))
-    bounds = (0.0, 0.0, 800.0, 500.0)
-    anchors = [tuple(map(float, place)) for place in np.clip(random.normal((400, 250), spread, (30, 2)), 10, (790, 490))]
-    sizes = [(float(width), 12.0) for width in random.uniform(40, 150, 30)]
-    boxes = place_labels(anchors, sizes, bounds, anchors[::2])
-    assert all(box is not None for box in boxes)
-    assert apart(boxes, bounds)
-    for box, size in zip(boxes, sizes, strict=True):
-        assert (box[2] - box[0], box[3] - box[1]) == pytest.approx(size)
-        assert not any(overlap(box, (x - 8, y - 8, x + 8, y + 8)) for x, y in anchors), "a marker is covered"
+    figure = Figure(figsize=(9, 6), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 800), ylim=(0, 500))
+    places = [tuple(map(float, place)) for place in np.clip(random.normal((400, 250), spread, (30, 2)), 10, 490)]
+    texts = ["n" * int(count) for count in random.integers(5, 20, 30)]
+    labels = place_labels(axes, places, texts, [False] * 30, [places[::2]], [])
+    assert [label.get_text() for label in labels] == texts
+    assert_apart(boxes_of(figure, labels), list(axes.transData.transform(places)), axes.get_window_extent().extents)
 
 
-def test_a_lone_label_stands_beside_its_point_and_one_too_large_is_left_out() -> None:
-    bounds = (0.0, 0.0, 100.0, 100.0)
-    (box,) = place_labels([(50.0, 50.0)], [(30.0, 10.0)], bounds)
-    assert box == pytest.approx((58, 45, 88, 55))
-    assert place_labels([(50.0, 50.0)], [(300.0, 10.0)], bounds) == [None]
+def test_a_lone_label_stands_beside_its_point() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    labels = place_labels(axes, [(50.0, 50.0)], ["rdsr $x$"], [True], [], [])
+    ((left, bottom, right, top),) = boxes_of(figure, labels)
+    x, y = axes.transData.transform((50, 50))
+    assert left - 20 < x < right + 20
+    assert bottom - 20 < y < top + 20
+    assert labels[0].get_text() == r"rdsr \$x\$"
+    assert labels[0].get_fontweight() == "bold"
+
+
+def check_front(facts: Facts, off_scale: set[str]) -> Any:
+    figure, labels = draw_front(facts)
+    boxes = boxes_of(figure, labels)
+    frames_of = [label.axes.get_window_extent().extents for label in labels]
+    main, above, off = frames(facts)
+    shown = [*main, *above]
+    named = sorted(f"{facts.names[p.row.model]} {p.row.precision}" for p in shown)
+    assert sorted(label.get_text() for label in labels) == named, "every point on the scale has one label"
+    assert {p.row.model for p in off} == off_scale
+    assert len(shown) + len(off) == len(facts.points)
+    for point in off:
+        assert facts.names[point.row.model] in figure.axes[0].get_title(loc="right")
+    markers = []
+    for axes, points in zip(figure.axes[::-1], (main, above), strict=False):
+        markers += [tuple(axes.transData.transform((p.row.p50_ms, p.psnr_y))) for p in points]
+    for box, frame in zip(boxes, frames_of, strict=True):
+        assert_apart([box], markers, frame)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not overlap(one, other)
+    axes = figure.axes[-1]
+    ours = axes.transData.transform([(p.row.p50_ms, p.psnr_y) for p in main if facts.is_ours(p.row)])
+    frame = axes.get_window_extent()
+    assert np.ptp(ours[:, 0]) > 0.38 * frame.width, "our own models fill a good part of the frame"
+    assert np.ptp(ours[:, 1]) > 0.38 * frame.height
+    return figure
 
 
 def test_the_front_names_every_point_once(tmp_path: Path) -> None:
     facts = Facts(read_results(full(tmp_path)))
-    _, boxes = draw_front(facts)
-    assert len(boxes) == len(facts.points) - 1 == 14  # bicubic is off the scale
-    assert None not in boxes
-    assert not any(overlap(one, other) for one, other in itertools.combinations(boxes, 2))
+    figure = check_front(facts, {"bicubic", "diffir"})
+    assert len(figure.axes) == 1
+
+
+def test_published_points_far_above_ours_get_a_frame_of_their_own(tmp_path: Path) -> None:
+    better = peers()
+    for peer in better["peers"]:
+        peer["psnr_y"]["Set5"] += 3.0
+    facts = Facts(read_results(write(tmp_path, latency=latency(), quality=quality(), peers=better)))
+    figure = check_front(facts, {"bicubic", "diffir"})
+    assert len(figure.axes) == 2
+    assert {p.row.model for p in frames(facts)[1]} == {"span", "rlfn", "imdn"}
+    hollow = {line.get_label(): line.get_color() for axes in figure.axes for line in axes.lines}
+    assert hollow["hollow: published PSNR"] == "white"
+    assert hollow["fp32"] != "white"
 
 
 def test_quality_belongs_to_model_and_precision(tmp_path: Path) -> None:
@@ -333,7 +400,8 @@ def test_quality_belongs_to_model_and_precision(tmp_path: Path) -> None:
     front = pareto(facts.points)
     assert [p.psnr_y for p in front] == sorted(p.psnr_y for p in front)
     assert ("rdsr-base", "fp32") not in {(p.row.model, p.row.precision) for p in front}
-    assert any("159 times as fast as diffir" in line for line in headlines(facts)), "float32 against float32"
+    text = write_report(tmp_path).markdown.read_text()
+    assert "159 times as fast as diffir" in text, "float32 against float32"
 
 
 def test_quality_of_another_model_of_that_file_name_is_not_taken(tmp_path: Path) -> None:
@@ -349,11 +417,11 @@ def test_quality_of_another_model_of_that_file_name_is_not_taken(tmp_path: Path)
         assert "theirs/net.onnx" not in measured
 
 
-def test_random_weights_are_marked_wherever_they_are_said(tmp_path: Path) -> None:
+def test_random_weights_are_named_wherever_they_are_said(tmp_path: Path) -> None:
     rows = [quality()["rows"][0] | {"model": "mine.bundle", "weights": "random"}]
     text = write_report(write(tmp_path, latency=latency(), quality={"rows": rows})).markdown.read_text()
-    assert "mine.bundle \\*" in text
-    assert "meaningless for quality" in text
+    assert "| mine.bundle | random |" in text
+    assert "their PSNR is meaningless" in text.split("##")[0]
 
 
 def test_a_row_that_failed_later_is_among_the_failures(tmp_path: Path) -> None:
@@ -363,14 +431,22 @@ def test_a_row_that_failed_later_is_among_the_failures(tmp_path: Path) -> None:
     assert "killed in its second round" in text[text.index("Failures") :]
 
 
-def test_a_line_of_a_sweep_has_the_marks_of_all_its_rows(tmp_path: Path) -> None:
+def test_instability_is_said_once_at_the_top(tmp_path: Path) -> None:
     content = sweep("size")
     last = [r for r in content["rows"] if (r["model"], r["precision"]) == ("rdsr-base", "int8")][-1]
     last["stable"] = False
-    facts = Facts(read_results(write(tmp_path, latency=latency(), sweep_size=content)))
-    rows = facts.results.sweeps["size"].rows
-    assert facts.line_name(Way("rdsr-base", "openvino", "int8"), rows).endswith("†")
-    assert "†" not in facts.line_name(Way("rdsr-base", "openvino", "fp32"), rows)
+    times = latency()
+    paths = write_report(write(tmp_path, latency=times, sweep_size=content))
+    count = sum(r["error"] is None for r in times["rows"]) + len(content["rows"])
+    for text in (paths.markdown.read_text(), Page(paths.html.read_text()).text):
+        assert text.index(f"2 of {count} rows are unstable") < text.index("Machine and settings")
+        assert text.count("fewer than three rounds") == 1
+        assert "†" not in text
+        assert not re.search(r"\w \\?\*", text)
+    for r in (*times["rows"], *content["rows"]):
+        r["stable"] = True
+    text = write_report(write(tmp_path, latency=times, sweep_size=content)).markdown.read_text()
+    assert "unstable" not in text
 
 
 def test_numbers_and_names_are_short() -> None:
@@ -395,24 +471,35 @@ def broken(**changes: Any) -> str:
         ("latency", "{", r"latency\.json is no valid JSON"),
         ("latency", "[" * 100_000, r"latency\.json is no valid JSON"),
         ("latency", "[]", r"latency\.json must hold a JSON object"),
-        ("latency", broken(rows=None), r"latency\.json: rows must be a list of objects"),
-        ("latency", broken(date=3), r"latency\.json: date must be text, not 3"),
+        ("latency", broken(rows=None), r"latency\.json: rows is missing"),
+        ("latency", broken(date=3), r"latency\.json: date should be a valid string, not 3"),
         (
             "latency",
             broken(rows=[row("a", "openvino", "fp32", 1.0, p50_ms=0)]),
-            r"rows\[0\]\.p50_ms must be a number above 0",
+            r"rows\[0\]\.p50_ms should be greater than or equal to 0\.000000001, not 0",
         ),
         ("latency", broken(rows=[row("a", "openvino", "fp32", 1.0, p90_ms=float("nan"))]), r"rows\[0\]\.p90_ms"),
         ("latency", broken(rows=[row("a", "openvino", "fp32", 1.0, gflops=10**400)]), r"rows\[0\]\.gflops"),
         (
             "latency",
             broken(rows=[row("a", "openvino", "fp32", 1.0, size=[1])]),
-            r"rows\[0\]\.size must be \[height, width\]",
+            r"rows\[0\]\.size\[1\] is missing",
         ),
-        ("latency", broken(host={"versions": {"torch": 2}}), r"host\.versions\.torch must be text"),
-        ("quality", '{"rows": [{"dataset": "Set5"}]}', r"quality\.json: rows\[0\]\.model must be text"),
-        ("sweep_size", "{}", r"sweep-size\.json: rows must be a list"),
-        ("peers", '{"peers": [{"model": "x", "psnr_y": {"Set5": "31"}}]}', r"peers\[0\]\.psnr_y\.Set5 must be a number"),
+        ("latency", broken(host={"versions": {"torch": 2}}), r"host\.versions\.torch should be a valid string, not 2"),
+        ("quality", '{"rows": [{"dataset": "Set5"}]}', r"quality\.json: rows\[0\]\.model is missing"),
+        ("sweep_size", "{}", r"sweep-size\.json: rows is missing"),
+        (
+            "peers",
+            '{"peers": [{"model": "x", "psnr_y": {"Set5": "31"}}]}',
+            r"peers\[0\]\.psnr_y\.Set5 should be a valid number",
+        ),
+        ("peers", "{}", r"peers\.json: peers is missing"),
+        ("latency", broken(threads=True), r"latency\.json: threads should be a valid integer, not True"),
+        ("latency", broken(threads=0), r"latency\.json: threads should be greater than 0"),
+        ("latency", broken(rows=[5]), r"rows\[0\] should be an object, not 5"),
+        ("latency", broken(rows=[row("a", "b", "c", 1.0, p50_ms=None)]), r"rows\[0\] has neither p50_ms nor error"),
+        ("latency", broken(rows=[row("a", "b", "c", 1e12)]), r"rows\[0\]\.p50_ms should be less than"),
+        ("latency", broken(host={"versions": {"a\n\ud800": 2}}), r"host\.versions\.a .* should be a valid string"),
     ],
 )
 def test_what_is_no_result_is_refused_in_one_sentence(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -437,10 +524,35 @@ def test_the_readme_gets_its_table_and_keeps_the_rest(tmp_path: Path) -> None:
     assert "old" not in text
     block = readme_block(tmp_path / "results")
     assert block in text
-    assert "Measured 2026-11-25" in block.splitlines()[0]
-    assert "commit 2f2f881" in block.splitlines()[0]
-    assert "| rdsr-tiny | trained | openvino | int8 | 18.7 | 760 | 468 | 31.18 | 161 |" in block.splitlines()
-    assert sum(line.startswith("| rdsr-tiny |") for line in block.splitlines()) == 3, "one row a precision"
+    line, _, head, _, *rows = block.splitlines()
+    for part in ("Measured 2026-11-25", "commit 2f2f881", HOST["cpu"], HOST["isa"], "128×128", "2 threads", "Set5"):
+        assert part in line
+    assert head == "| model | PSNR-Y (dB) | ms | × as fast as DiffIR |"
+    assert [r.split(" | ")[0] for r in rows] == [
+        "| bicubic, uint8",
+        "| rdsr-tiny, int8",
+        "| rdsr-small, int8",
+        "| rdsr-base, int8",
+    ]
+    assert rows[1] == "| rdsr-tiny, int8 | 31.18 | 18.7 | 760 |"
+    assert "noisy" not in block
+    for unwanted in ("*", "†", "published", "random", "span"):
+        assert unwanted not in block
+
+
+def test_the_readme_says_that_a_run_was_noisy(tmp_path: Path) -> None:
+    content = latency()
+    for r in content["rows"]:
+        r["stable"] = False
+    block = readme_block(write(tmp_path, latency=content, quality=quality()))
+    assert block.count("The run was noisy: 4 of these 4 times are unstable.") == 1
+
+
+def test_quality_of_another_commit_is_dated(tmp_path: Path) -> None:
+    content = quality() | {"date": "2026-11-27T00:00:00Z", "commit": "0123456"}
+    folder = write(tmp_path, latency=latency(), quality=content)
+    assert "PSNR-Y on Set5, measured 2026-11-27, commit 0123456." in readme_block(folder)
+    assert "Quality was measured 2026-11-27, commit 0123456." in write_report(folder).markdown.read_text()
 
 
 @pytest.mark.parametrize("text", ["no marks", MARKS[0], f"{MARKS[1]} {MARKS[0]}", f"{MARKS[0]} {MARKS[1]} {MARKS[1]}", None])

@@ -1,4 +1,4 @@
-"""The load benchmark measures what it says: against a stand-in whose time and memory are known."""
+"""The load benchmark finds the time, throughput and memory of stand-ins for which they are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rdsr bench runtime` measures what it says."""
+"""`rdsr bench runtime` finds stalls and memory that are known in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates: one budget for all, runs that are not repeated, rows for what is only timed, plans that do not fit."""
+"""Candidates: one budget for all, finished runs are not repeated, untrained networks are timed, bad plans are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.training.candidates import read_plan
 from rdsr.cli.main import app
 from rdsr.export.proof import SAMPLES
+from rdsr.models.registry import load_model
+from rdsr.models.repd import RepD
 from rdsr.models.training.config import TrainConfig
+from rdsr.models.training.errors import TrainingError
 from rdsr.tests.conftest import ROOT
 
 PLAN = """
@@ -26,6 +29,10 @@ validate_every = 2
 width = 8
 depth = 2
 modulation_depths = [0]
+[candidates.alone]
+width = 8
+depth = 2
+modulation_depths = []
 [untrained.b]
 width = 12
 """
@@ -50,6 +57,8 @@ def test_candidates_are_trained_once_and_all_are_timed(tmp_path: Path) -> None:
     assert rows["a"]["psnr_y"] > 15
     assert rows["b"]["psnr_y"] is None
     assert rows["b"]["gflops"] > rows["a"]["gflops"]
+    assert isinstance(load_model(tmp_path / "out" / "alone" / "network.safetensors").network, RepD), "nothing reads z"
+    assert rows["alone"]["params_m"] < rows["a"]["params_m"]
     for row in rows.values():
         assert {"openvino fp32", "onnxruntime fp32"} <= set(row["latency_ms"])
         assert all(ms > 0 for ms in row["latency_ms"].values())
@@ -70,16 +79,16 @@ def test_shipped_plan_fits() -> None:
     ("text", "words"),
     [
         ("", "names no candidates"),
-        ("stage = 'stage2'", "stage is not for the plan to say"),
+        ("stage = 'stage2'", "must not set stage"),
         ("candidates = 3", "one table a network"),
-        ("[candidates", "cannot read the candidates"),
+        ("[candidates", "not valid TOML"),
         ("[candidates.a]\n[untrained.a]", "has a among"),
-        ("[candidates.'../a']", "no name for a run folder"),
+        ("[candidates.'../a']", "cannot name a run folder"),
     ],
 )
 def test_bad_plans_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "plan.toml").write_text(text)
-    with pytest.raises(BenchmarkError, match=words):
+    with pytest.raises((BenchmarkError, TrainingError), match=words):
         read_plan(tmp_path / "plan.toml")
 
 

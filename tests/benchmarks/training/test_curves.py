@@ -1,4 +1,4 @@
-"""The course of runs: rows of a log, runs that follow each other, and what is no log."""
+"""Curves of runs: rows of a log, runs that follow each other, files that are not logs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert picture.std() > 5
 
 
-@pytest.mark.parametrize("content", [None, "", "step,minutes,pixel,psnr_y\n", "a,b\n1,2\n"])
+@pytest.mark.parametrize("content", [None, "", "step,minutes,pixel,psnr_y\n", "a,b\n1,2\n", "\xff"])
 def test_what_is_no_log_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
-        (tmp_path / "log.csv").write_text(content)
+        (tmp_path / "log.csv").write_text(content, encoding="latin-1")
     with pytest.raises(BenchmarkError, match=r"log\.csv"):
         read_log(tmp_path)

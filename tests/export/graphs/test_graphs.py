@@ -17,7 +17,7 @@ from torch import nn
 
 from rdsr.export.errors import ProofError
 from rdsr.export.graphs.accounting import SMALLEST, account, fingerprint, graph_constants
-from rdsr.export.graphs.latent_prior import DecoderGraph
+from rdsr.export.graphs.kind import DecoderGraph
 from rdsr.export.graphs.plain_body import check_plain_body
 from rdsr.export.graphs.simplify import simplify
 from rdsr.export.graphs.trace import trace
@@ -99,7 +99,7 @@ class UnfusedIdentity(nn.Conv2d):
     [
         (Sigmoid(CONFIG.width, CONFIG.width, 3, padding=1), "Sigmoid"),
         (UnfusedIdentity(CONFIG.width, CONFIG.width, 3, padding=1), "used by 2 nodes"),
-        (nn.Conv2d(CONFIG.width, CONFIG.width, 1), r"kernel_shape \[1, 1\]"),
+        (nn.Conv2d(CONFIG.width, CONFIG.width, 1), r"kernel_shape \(1, 1\)"),
         (nn.Conv2d(CONFIG.width, CONFIG.width, 3, padding=2, dilation=2), "dilations"),
         (nn.Conv2d(CONFIG.width, CONFIG.width, 3, padding=1, groups=2), "group 2"),
     ],

@@ -1,4 +1,4 @@
-"""DiffIR against what the released implementation computes (`../shared/reference/diffir`)."""
+"""DiffIR against the results of the released implementation (`../shared/reference/diffir`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def released(scale: int) -> tuple[DiffIR, dict[str, torch.Tensor]]:
     network = DiffIR(DiffIRConfig.from_shapes({key: tuple(value.shape) for key, value in weights.items()})).eval()
     missing, unexpected = network.load_state_dict(weights, strict=False)
     assert not missing
-    assert all(key.startswith("diffusion.") for key in unexpected), "what is left over repeats the others"
+    assert all(key.startswith("diffusion.") for key in unexpected), "unexpected tensors only repeat others"
     return network, load_file(REFERENCE / f"diffir_s2_tiny_x{scale}.golden.safetensors")
 
 
@@ -84,3 +84,14 @@ def test_sizes_that_cannot_be_are_named(changes: dict[str, object]) -> None:
 def test_a_missing_tensor_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"G\.patch_embed\.proj\.weight"):
         DiffIRConfig.from_shapes({"G.latent.0.attn.temperature": (1, 1, 1)})
+
+
+@pytest.mark.parametrize(
+    "key", ["G.patch_embed.proj.weight", "G.latent.0.ffn.project_out.weight", "G.latent.0.attn.temperature"]
+)
+def test_a_misshapen_tensor_is_named(key: str) -> None:
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in DiffIR(DIFFIR_CONFIG).state_dict().items()}
+    assert DiffIRConfig.from_shapes(shapes) == DIFFIR_CONFIG
+    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
+        DiffIRConfig.from_shapes(shapes | {key: (0,)})

@@ -31,7 +31,7 @@ def test_the_grown_network_computes_the_same(branches: tuple[str, ...]) -> None:
 
 
 def test_what_was_added_learns() -> None:
-    """Every entry that the smaller network does not have moves within a few steps: readers first, then what they read."""
+    """Every added entry moves within a few steps: first the weights that read new channels, then those that write them."""
     new = dataclasses.replace(CONFIG, **LARGER)
     torch.manual_seed(0)
     grown = RDSR(new)
@@ -45,7 +45,7 @@ def test_what_was_added_learns() -> None:
     for key, value in grown.decoder.state_dict().items():
         still = value == before[key]
         added = still[CONFIG.width :] if key.endswith(("weight", "conv1x1", "project")) and "body" in key else still
-        assert added.float().mean() < 0.25, key  # a channel that ReLU has shut learns nothing, here as anywhere
+        assert added.float().mean() < 0.25, key  # a channel that ReLU has shut does not learn
 
 
 def test_a_stage1_checkpoint_grows_too() -> None:

@@ -31,18 +31,18 @@ def test_rounding_is_to_the_nearest_level_within_the_range() -> None:
 
 
 def test_gradients_go_straight_through_and_ranges_learn() -> None:
-    """Of the input: 1 inside the range, 0 beyond. Of the scale: rounding error inside, the bound beyond (LSQ)."""
+    """Gradient of the input: 1 inside the range, 0 beyond. Of the scale: rounding error inside, the bound beyond (LSQ)."""
     x = torch.tensor([-1.0, 0.3, 9.0], requires_grad=True)
     log_scale = torch.tensor(0.5).log().requires_grad_()
     _fake_quantize(x, log_scale, 0, 4).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 0]
     of_scale = 0 + (round(0.3 / 0.5) - 0.3 / 0.5) + 4
-    assert float(log_scale.grad) == pytest.approx(of_scale * 0.5)  # times the scale: its logarithm is what is trained
+    assert float(log_scale.grad) == pytest.approx(of_scale * 0.5)  # times the scale, because its logarithm is trained
 
 
 def test_no_two_neighbours_overflow_whatever_training_does() -> None:
-    """Weights far beyond what the scale was made for: the larger of two neighbours gives way."""
+    """Weights far beyond the range of the scale: the larger of two neighbours is reduced."""
     torch.manual_seed(0)
     for inputs in (6, 5):
         conv = QuantizedConv(inputs, 4, quantized=True, output=False, identity=False)
@@ -54,7 +54,7 @@ def test_no_two_neighbours_overflow_whatever_training_does() -> None:
         neighbours = [levels[:, a] + levels[:, b] for a in range(inputs) for b in range(a) if inputs == 5 or (b, a) in PAIRS]
         assert float(torch.stack(neighbours).abs().max()) == PAIR_LEVELS
         kept = (conv.weight.round() == levels).float().mean()
-        assert kept > 0.3, "only what overflows gives way"
+        assert kept > 0.3, "only levels that overflow are reduced"
 
 
 PAIRS = ((0, 1), (2, 3), (4, 5))
@@ -78,7 +78,7 @@ def test_without_rounding_it_is_the_float_decoder(ranges: Ranges) -> None:
             wanted = network.decode(lr, z)
             assert torch.allclose(decoder(lr, z, only=()), wanted, atol=2e-5)
             error = (decoder(lr, z) - wanted).abs()
-            assert 0 < float(error.mean()) < 0.02, "rounding costs something, and not much"
+            assert 0 < float(error.mean()) < 0.02, "rounding costs something, but little"
 
 
 def test_clipping_and_floats_do_what_they_say() -> None:

@@ -1,4 +1,4 @@
-"""The condition encoder that sees a degradation, and the latent prior encoder that is told it."""
+"""The condition encoder that sees a degradation, and the latent prior encoder that gets its parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_sizes_are_read_off_the_shapes(tmp_path: Path) -> None:
 
 
 def test_a_flat_picture_of_any_brightness_has_one_condition() -> None:
-    """High-pass input: what is the same everywhere says nothing of the degradation."""
+    """The input is high-pass: flat areas do not show the degradation."""
     network = random_network(PHOTO)
     flats = torch.stack([torch.full((3, 16, 20), value) for value in (0.1, 0.5, 0.9)])
     with torch.no_grad():
@@ -83,15 +83,15 @@ def test_a_cell_depends_on_no_more_than_its_radius_says() -> None:
     assert int(high.max()) <= 10 + radius
 
 
-def test_the_latent_prior_encoder_hears_what_it_is_told() -> None:
+def test_the_latent_prior_encoder_uses_the_parameters() -> None:
     network = random_network(PHOTO)
     lr, hr = torch.rand(1, 3, 12, 12), torch.rand(1, 3, 48, 48)
     priors = [network.lpe(lr, hr, torch.from_numpy(d.vector())[None]) for d in TEST_DEGRADATIONS.values()]
     for index, one in enumerate(priors):
         assert all(not torch.allclose(one, other, atol=1e-3) for other in priors[:index])
     plain = random_network()
-    told = torch.rand(1, VECTOR_SIZE)
-    assert torch.equal(plain.lpe(lr, hr), plain.lpe(lr, hr, told)), "one that was made without listens to nothing"
+    parameters = torch.rand(1, VECTOR_SIZE)
+    assert torch.equal(plain.lpe(lr, hr), plain.lpe(lr, hr, parameters)), "an encoder without degradation_size ignores them"
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -125,17 +125,17 @@ def test_it_deepens_but_its_condition_encoder_does_not_widen() -> None:
     grown = RDSR(deeper).eval()
     grown.load_state_dict(grow(network.state_dict(), PHOTO, grown))
     lr, hr, noise = torch.rand(1, 3, 9, 11), torch.rand(1, 3, 36, 44), torch.randn(1, PHOTO.latent_size)
-    told = torch.rand(1, VECTOR_SIZE)
+    parameters = torch.rand(1, VECTOR_SIZE)
     with torch.no_grad():
         assert torch.allclose(network(lr, noise), grown(lr, noise), atol=1e-5)
-        assert torch.allclose(network.lpe(lr, hr, told), grown.lpe(lr, hr, told), atol=1e-4)
+        assert torch.allclose(network.lpe(lr, hr, parameters), grown.lpe(lr, hr, parameters), atol=1e-4)
     wider = dataclasses.replace(PHOTO, condition_width=12)
     with pytest.raises(CheckpointError, match="layer norm"):
         grow(network.state_dict(), PHOTO, RDSR(wider))
 
 
 def test_a_ramp_has_no_detail_but_at_its_edges() -> None:
-    """High-pass input, its edge repeated: inside the map is that of a flat picture."""
+    """The input is high-pass with its edge repeated: inside, the map is that of a flat picture."""
     network = random_network(PHOTO)
     ramp, flat = torch.linspace(0, 1, 40).expand(1, 3, 40, 40), torch.zeros(1, 3, 40, 40)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""RepD alone, the direct network: read, exported, verified, tiled exactly, run in int8."""
+"""RepD, the direct network: read, exported, verified, tiled exactly, run in int8."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def test_it_is_known_by_its_keys(checkpoint: Path, tmp_path: Path) -> None:
     torch.save(lacking, tmp_path / "lacking.pth")
     with pytest.raises(CheckpointError, match=r"missing tensor decoder\.skip\.bias"):
         load_model(tmp_path / "lacking.pth")
+
+
+def test_there_are_no_steps_to_set(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="repd has no diffusion process"):
+        load_model(checkpoint, steps=2)
 
 
 def test_a_modulated_decoder_alone_is_no_such_network(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A network small enough to train in a second, its two stages, and what their logs say."""
+"""A network small enough to train in a second, its two stages, and the losses in a run's log."""
 
 from __future__ import annotations
 

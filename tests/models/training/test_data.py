@@ -46,7 +46,7 @@ def test_downscale_by_hand_on_a_step_at_the_border() -> None:
 
 
 def test_downscale_mirrors_at_the_border() -> None:
-    """By hand for ×2 at the left edge: taps at −4 … 4 around 0.5, of which −1, −2, … are pixels 0, 1, … again."""
+    """By hand for ×2 at the left edge: taps at −4 … 4 around 0.5; taps −1, −2, … are pixels 0, 1, … again."""
 
     def cubic(x: float) -> float:
         x = abs(x)

@@ -1,4 +1,4 @@
-"""The family's plan, whose turn it is, and a run that survives being killed at any moment."""
+"""The family's plan, the order of its members, and runs that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def plan(tmp_path: Path) -> FamilyPlan:
 
 
 def test_the_shipped_plan_fits_the_presets(tmp_path: Path) -> None:
-    """Every stage of every member is a config that loads, and the shares say who comes first."""
+    """Every stage of every member names a config that loads."""
     plan = FamilyPlan.load(DEFAULT_PLAN)
     assert {member.name for member in plan.members} == {"tiny", "small", "photo", "base"}
     for member in plan.members:
@@ -185,7 +185,7 @@ def test_a_run_keeps_the_config_that_it_began_with(plan: FamilyPlan, tmp_path: P
 
 
 def start(plan_file: Path, runs: Path) -> subprocess.Popen[bytes]:
-    """A family in training, in a process of its own and a group of its own."""
+    """Train a family in a separate process and process group."""
     command = [sys.executable, "-c", "from rdsr.cli.main import main; main()", "train", "family", "run"]
     return subprocess.Popen(
         [*command, "--runs", str(runs), "--plan", str(plan_file), "--threads", "1"],
@@ -219,7 +219,7 @@ def step_of(runs: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(long_plan: Path, tmp_path: Path) -> None:
-    """Runner and slice, the runner alone, and both in the middle of a checkpoint: the result is the undisturbed run's."""
+    """Kill runner and slice, only the runner, and both during a checkpoint: the result equals an undisturbed run's."""
     iterations = 250
     text = (tmp_path / "stage1.toml").read_text().replace("4000", str(iterations))
     (tmp_path / "stage1.toml").write_text(text)
@@ -303,7 +303,7 @@ def test_a_member_that_fails_again_and_again_does_not_stop_the_others(tmp_path: 
     [
         (("share = 1.0", "share = 0"), "share of one"),
         (('name = "one"', 'name = "O ne"'), "lower-case"),
-        (("grows = true", "grow = true"), "no plan of a family"),
+        (("grows = true", "grow = true"), "not a plan of a family"),
         (("share = 1.0", 'share = "big"'), "share of one"),
         (('validation = "{validation}"', 'validation = "{validation}"\nteacher = "x"'), "must be lists"),
         (("stage1.toml", "nowhere.toml"), "cannot read the config"),
@@ -319,7 +319,7 @@ def test_plans_that_cannot_be_are_refused(tmp_path: Path, change: tuple[str, str
 
 
 def test_the_result_says_whether_a_run_is_finished(plan: FamilyPlan, tmp_path: Path) -> None:
-    """Not the log, which may be ahead of it or, after a power cut, behind."""
+    """The log may be ahead of the result or, after a power cut, behind it."""
     runs = tmp_path / "runs"
     run_family(plan, runs, threads=1, slices=1)
     (run,) = finished_runs(plan.members[0], runs)

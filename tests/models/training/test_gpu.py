@@ -1,4 +1,4 @@
-"""Half an hour of a GPU, tried dry: the archive, slices on a bare machine, and what is carried back."""
+"""Half an hour of a GPU, rehearsed on the CPU: the archive, slices on a bare machine, and the files carried back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ patch_sizes = [12]
 warmup = 1
 network = {json.dumps(CONFIG.to_dict()).replace(": ", " = ").replace("null", "0")}
 """
-# What a machine with PyTorch's image lacks.
+# Packages that a machine with PyTorch's image lacks.
 BARE = """import sys
 sys.modules |= dict.fromkeys(("openvino", "onnxruntime", "onnx", "onnxsim", "typer", "rich", "matplotlib"))
 """

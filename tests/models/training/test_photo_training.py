@@ -30,7 +30,7 @@ def photo_config(config: TrainConfig, teacher: Path) -> TrainConfig:
 
 @pytest.fixture
 def teacher(pictures: Path, tmp_path: Path) -> Path:
-    """What a teacher made of one of the pictures."""
+    """A teacher's result for one of the pictures."""
     (tmp_path / "teacher").mkdir()
     picture = cv2.imread(str(pictures / "1.png"))
     cv2.imwrite(str(tmp_path / "teacher" / "1.png"), cv2.GaussianBlur(picture, (0, 0), 1))
@@ -44,7 +44,7 @@ def test_resume_is_exact_under_photo_and_teacher(pictures: Path, teacher: Path, 
     if stage == "stage2":
         config = dataclasses.replace(photo_config(STAGE2, teacher), init=str(first), prior_steps=10)
     whole = load_file(run_on(pictures, config, tmp_path / "whole", validation=pictures.parent))
-    while True:  # a step at a time, each in a trainer of its own
+    while True:  # a step at a time, each in a new trainer
         resume = (tmp_path / "cut" / "state.pt").exists()
         run_on(pictures, config, tmp_path / "cut", resume=resume, seconds=1e-9, validation=pictures.parent)
         if torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == config.iterations:
@@ -67,7 +67,7 @@ def test_the_first_steps_of_stage_2_can_be_the_priors_alone(pictures: Path, teac
 
 
 def test_a_condition_vector_can_be_the_prior(pictures: Path, tmp_path: Path) -> None:
-    """T = 0: what stage 2 is without its diffusion process."""
+    """T = 0: stage 2 without its diffusion process."""
     first = run_on(pictures, STAGE1, tmp_path / "one")
     config = dataclasses.replace(STAGE2, init=str(first), network=NETWORK | {"steps": 0})
     network = load_model(run_on(pictures, config, tmp_path / "two")).network
@@ -87,7 +87,7 @@ def test_the_best_weights_are_kept_beside_the_last(pictures: Path, tmp_path: Pat
 
 
 def test_a_run_of_an_earlier_version_goes_on(pictures: Path, tmp_path: Path) -> None:
-    """Fields that its config did not have yet have their defaults."""
+    """Fields that are newer than the run have their defaults."""
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     path = tmp_path / "run" / "state.pt"
     state = torch.load(path, weights_only=True)

@@ -1,4 +1,4 @@
-"""Losses of the stages, and that training folded branches is training the branches."""
+"""Losses of the stages; training folded branches equals training the branches."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch
 
 
 def test_a_larger_network_starts_from_a_smaller_one(pictures: Path, tmp_path: Path) -> None:
-    """What validation sees before the first step is what the smaller network ended on."""
+    """Before the first step, validation gives what it gave at the end of the smaller network's run."""
     first = run_on(pictures, STAGE1, tmp_path / "one", validation=pictures.parent)
     larger = {"network": NETWORK | {"width": 12, "depth": 4}, "init": str(first), "learning_rate": 1e-9, "iterations": 1}
     with pytest.raises(CheckpointError, match="has shape"):
@@ -137,7 +137,7 @@ def test_loss_spikes_are_left_out(pictures: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_nan_in_the_network_leaves_no_trace(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the weights, nor in the running statistics of the latent prior, nor in the log."""
+    """It reaches neither the weights, nor the running statistics of the latent prior, nor the log."""
     original = trainer_module.stage_losses
 
     def poisoned(network, config, lr, hr, *rest, **options):
@@ -209,7 +209,7 @@ def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> N
 def test_a_full_disk_keeps_the_previous_checkpoint(
     pictures: Path, tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full after so many files: config.json, ema.safetensors, state.pt."""
+    """The disk is full after `writes` of these files: config.json, ema.safetensors, state.pt."""
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.csv"}
     (tmp_path / "run" / ".0123456789ab.tmp").write_bytes(b"of a run that was killed")

@@ -300,4 +300,4 @@ def test_without_a_limit_the_warning_promises_nothing(
     monkeypatch.setattr("rdsr.runtime.tiling.memory.usual_pixels", lambda halo: LEAST**2)
     Upscaler.load(overlapping, backend="onnxruntime", precision="fp32")(random((100, 110, 3), "uint8"))
     (record,) = caplog.records
-    assert record.message.endswith("whatever the memory_limit")
+    assert record.message.endswith("is cut under any memory_limit")
