@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import FAILED, command, fail, print_json, stderr, stdout, steps_shown
+from .console import print_json, stderr, stdout, steps_shown
+from .exit_codes import FAILED, command, fail
 from .options import (
     BackendOption,
     BundleOption,

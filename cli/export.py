@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import FAILED, GATE_NOT_MET, command, print_json, stderr, stdout, steps_shown
+from .console import print_json, stderr, stdout, steps_shown
+from .exit_codes import FAILED, GATE_NOT_MET, command
 from .options import JsonOption, SeedOption, ThreadsOption
 
 __all__ = ["export", "info", "verify"]

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import command, print_json, stderr, stdout
+from .console import print_json, stderr, stdout
+from .exit_codes import command
 from .options import DeviceOption, JsonOption, ThreadsOption
 
 family_app = typer.Typer(no_args_is_help=True, help="Train the whole family unattended: resumable, at the lowest priority.")
@@ -154,7 +155,7 @@ def take(
 
     Example: rdsr train family take --runs ../runs --member small --test Set5
     """
-    from ..benchmarks.training.take import take_member
+    from ..benchmarks.training.ship import take_member
     from ..runtime.host.cpu import available_threads
 
     taken = take_member(
@@ -177,7 +178,7 @@ def adopt(
 
     Example: rdsr train family adopt out/best.safetensors --runs ../runs --member small
     """
-    from ..benchmarks.training.take import adopt_weights
+    from ..benchmarks.training.ship import adopt_weights
     from ..runtime.host.cpu import available_threads
 
     stdout.print(adopt_weights(_plan(plan), member, runs, checkpoint, threads=threads or available_threads()))

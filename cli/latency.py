@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .bench import need_matplotlib, parse_sizes, show_rows
-from .console import FAILED, command, print_json, stderr, stdout, steps_shown
+from .console import print_json, stderr, stdout, steps_shown
+from .exit_codes import FAILED, command
 from .options import Engine, JsonOption, SizeOption
 
 __all__ = ["latency", "report"]

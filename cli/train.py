@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import command, counted, stderr, stdout
+from .console import counted, stderr, stdout
+from .exit_codes import command
 from .family import family_app
 from .options import DeviceOption, ThreadsOption
 

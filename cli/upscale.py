@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import FAILED, command, counted, exit_code_of, print_json, stderr, stdout
+from .console import counted, print_json, stderr, stdout
+from .exit_codes import FAILED, command, exit_code_of
 from .options import BackendOption, BundleOption, JsonOption, MemoryLimitOption, PrecisionOption, SeedOption, ThreadsOption
 
 __all__ = ["upscale"]

@@ -21,6 +21,7 @@ from ..runtime.bundle.proof import Proof
 from ..runtime.engines import Precision
 from ..runtime.host import cpu
 from ..runtime.verify import Verification, check_variants
+from .build_proof import build_proof, with_int8
 from .errors import ExportError, ProofError
 from .graphs import GraphKind, graph_kind
 from .graphs.graph_set import GraphSet
@@ -28,7 +29,6 @@ from .graphs.ir import to_ir
 from .graphs.plain_body import check_plain_body
 from .int8.calibration import read_calibration
 from .int8.make import drop_by_dataset, make_int8, measure_time
-from .proof import build_proof, with_int8
 from .staging import check_target, publish, staging_folder
 
 __all__ = ["SUPPORTED", "ExportOptions", "ExportResult", "export_checkpoint"]

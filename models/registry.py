@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from . import diffir, rdsr, repd
+from .base_config import BaseConfig
 from .checkpoint import apply_key_map, read_checkpoint, read_key_map, save_checkpoint
 from .errors import CheckpointError, UnsupportedModelError
 from .interface import Network
-from .plain import PlainConfig
 from .shapes import Shapes, check_tensors
 
 __all__ = [
@@ -43,7 +43,7 @@ class Architecture:
     """Name in manifests, metadata and `--arch`."""
     network: Callable[[Any], Network]
     """Class of the network. It takes a config."""
-    config: type[PlainConfig]
+    config: type[BaseConfig]
     """Class of the config."""
     matches: Callable[[Shapes], bool]
     """Whether a state dict with these keys and shapes is of this family."""

@@ -8,8 +8,8 @@ import pytest
 
 from rdsr.benchmarks.quality.datasets import find_dataset
 from rdsr.benchmarks.quality.measure import bicubic, bundle, measure, torch_checkpoint
+from rdsr.export.build_proof import SAMPLES
 from rdsr.export.exporter import ExportOptions, export_checkpoint
-from rdsr.export.proof import SAMPLES
 from rdsr.models.registry import load_model, shipped_weights
 from rdsr.runtime import Bundle, Upscaler
 from rdsr.runtime.verify import verify

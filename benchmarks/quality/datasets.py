@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.photo_degradation import TEST_DEGRADATIONS, degrade_for_test
+from ...models.degradation import TEST_DEGRADATIONS, degrade_for_test
 from ...runtime.errors import PictureError
 from ...runtime.pictures.arrays import split_alpha
 from ...runtime.pictures.formats import read_picture

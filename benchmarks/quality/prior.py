@@ -60,8 +60,8 @@ def measure_prior(
     """
     import torch
 
+    from ...models.degradation import TEST_DEGRADATIONS, Degradation
     from ...models.interface import LatentPriorNetwork
-    from ...models.photo_degradation import TEST_DEGRADATIONS, Degradation
     from ...models.registry import load_model, resolve_checkpoint
 
     torch.set_num_threads(threads)

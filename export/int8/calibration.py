@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.degradation import bicubic_downscale, crop_to_multiple
+from ...models.downscaling import bicubic_downscale, crop_to_multiple
 from ...models.training.data import find_pictures, read_rgb
 from ...models.training.errors import TrainingError
 from ...runtime.bundle.proof import OWN

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from ..base_config import BaseConfig
 from ..diffusion import check_betas
 from ..errors import CheckpointError
-from ..plain import PlainConfig
 from ..shapes import Shapes, config_of, indices, shape_of
 
 __all__ = ["LATENT_SIZE", "OFFICIAL_X4", "DiffIRConfig"]
@@ -19,7 +19,7 @@ _UNSHUFFLE = {4: 1, 2: 2, 1: 4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffIRConfig(PlainConfig):
+class DiffIRConfig(BaseConfig):
     """Sizes of a DiffIR-S2 network. Validated on construction; `ValueError` names the field and its range."""
 
     dim: int = 64

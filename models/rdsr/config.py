@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..base_config import BaseConfig
 from ..diffusion import check_betas
 from ..errors import CheckpointError
-from ..plain import PlainConfig
 from ..shapes import Shapes, config_of, indices, shape_of
 
 __all__ = ["BRANCHES", "CONDITION_ENCODERS", "PRESETS", "DecoderConfig", "RDSRConfig", "decoder_sizes"]
@@ -19,7 +19,7 @@ CONDITION_ENCODERS = ("mean", "statistics")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig(PlainConfig):
+class DecoderConfig(BaseConfig):
     """Sizes of the decoder. Validated on construction; `ValueError` names the field and its range."""
 
     width: int

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..photo_degradation import VECTOR_SIZE, PhotoDegradations
-from ..plain import PlainConfig
+from ..base_config import BaseConfig
+from ..degradation import VECTOR_SIZE, PhotoDegradations
 from ..rdsr.config import PRESETS, RDSRConfig
 from .errors import TrainingError
 from .toml_file import read_toml
@@ -49,7 +49,7 @@ def find_config(name: Path) -> Path:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(PlainConfig):
+class TrainConfig(BaseConfig):
     """Everything that decides what a run computes. `load` reads it from TOML and refuses unknown fields by name."""
 
     stage: str

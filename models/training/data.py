@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..degradation import bicubic_downscale, crop_to_multiple, mirrored
-from ..photo_degradation import JPEG_BLOCK, VECTOR_SIZE, Degradation, PhotoDegradations
+from ..degradation import JPEG_BLOCK, VECTOR_SIZE, Degradation, PhotoDegradations
+from ..downscaling import bicubic_downscale, crop_to_multiple, mirrored
 from .errors import TrainingError
 
 __all__ = ["PICTURE_SUFFIXES", "Batch", "PatchSource", "Picture", "Rgb", "find_pictures", "named_pictures", "read_rgb"]

@@ -25,7 +25,7 @@ import torch
 
 from ...atomic import atomic_write
 from ...errors import RdsrError
-from ..degradation import crop_to_multiple
+from ..downscaling import crop_to_multiple
 from .config import TrainConfig, find_config
 from .data import Rgb, named_pictures, read_rgb
 from .errors import TrainingError

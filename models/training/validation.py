@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...runtime.metrics import psnr_y
-from ..degradation import bicubic_downscale, crop_to_multiple
-from ..photo_degradation import TEST_DEGRADATIONS, Degradation, degrade_for_test
+from ..degradation import TEST_DEGRADATIONS, Degradation, degrade_for_test
+from ..downscaling import bicubic_downscale, crop_to_multiple
 from .data import Rgb, read_rgb
 from .errors import TrainingError
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from ..errors import EngineError, OptionError
-from .background import submit
 from .cancel import Cancel
+from .engine_thread import submit
 
 __all__ = ["BackgroundCalls", "awaited", "in_order"]
 

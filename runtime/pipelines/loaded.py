@@ -10,8 +10,8 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..engines import Backend, Precision, refuse_after_fork
-from ..host.background import EngineThread
 from ..host.cancel import Cancel
+from ..host.engine_thread import EngineThread
 from ..host.turns import Shifts
 from ..tiling.tiles import TileCost
 from . import Pipeline, load_pipeline

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..bundle import Bundle, Manifest
 from ..engines import Backend, Precision, load_session
 from ..errors import BundleError, EngineError
-from ..host.background import EngineThread
 from ..host.cancel import Cancel
+from ..host.engine_thread import EngineThread
 from ..pictures.arrays import from_graph, to_graph
 from ..tiling.blend import blend
 from ..tiling.tiles import Plan, Tile, TileCost

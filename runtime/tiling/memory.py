@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..bundle import Manifest
 from ..engines import Backend, Precision
 from ..errors import MemoryLimitError, OptionError
-from .tiles import LEAST_STEP, OVERLAP, Plan, TileCost, plan_tiles
+from .tiles import LEAST_STEP, OVERLAP, Plan, TileCost, halo_of, plan_tiles
 
 __all__ = ["ALPHA", "Needs", "all_fit", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture"]
 
@@ -83,7 +83,7 @@ ALPHA = 32 * _MIB
 
 def all_fit(manifest: Manifest, needs: Sequence[Needs], limit: int) -> bool:
     """Whether several pipelines can stay loaded under a limit beside a tile of the usual size, so that it costs no time."""
-    halo = _halo(manifest)
+    halo = halo_of(manifest)
     largest = max(each.per_pixel for each in needs)
     return halo is not None and sum(each.fixed for each in needs) + largest * usual_pixels(halo) <= limit
 
@@ -92,7 +92,7 @@ def plan_picture(
     manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int = TileCost.usual
 ) -> Plan:
     """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` if no tile fits the limit."""
-    halo = _halo(manifest)
+    halo = halo_of(manifest)
     exact = manifest.tile_rule != "overlap"
     cut: tuple[tuple[int, int], tuple[int, int]] | None = (height, width), (1, 1)
     least = needs.peak(height * width)
@@ -118,11 +118,6 @@ def plan_picture(
 def least_for_one_piece(needs: Needs, height: int, width: int) -> int | None:
     """Least limit (bytes, whole MiB) under which the rule "overlap" does not cut a picture; None if it is always cut."""
     return _whole_mib(needs.peak(height * width)) if height * width <= usual_pixels(OVERLAP) else None
-
-
-def _halo(manifest: Manifest) -> int | None:
-    """LR pixels that tiles read beyond their own; None for networks that need the whole picture at once."""
-    return {"exact": manifest.receptive_radius, "overlap": OVERLAP}.get(manifest.tile_rule)
 
 
 def _whole_mib(size: int) -> int:

@@ -7,12 +7,19 @@ import functools
 import threading
 from collections.abc import Iterator
 
-__all__ = ["LEAST_STEP", "OVERLAP", "Plan", "Span", "Tile", "TileCost", "cells", "plan_tiles", "spans"]
+from ..bundle import Manifest
+
+__all__ = ["LEAST_STEP", "OVERLAP", "Plan", "Span", "Tile", "TileCost", "cells", "halo_of", "plan_tiles", "spans"]
 
 LEAST_STEP = 8
 """Fewest LR pixels that a tile has between its halos, if there are several tiles."""
 OVERLAP = 32
 """Halo, in LR pixels, of networks that depend on the whole picture. None would be exact; `blend` hides the seams in it."""
+
+
+def halo_of(manifest: Manifest) -> int | None:
+    """LR pixels that tiles of a network read beyond their own; None if it needs the whole picture at once."""
+    return {"exact": manifest.receptive_radius, "overlap": OVERLAP}.get(manifest.tile_rule)
 
 
 @dataclasses.dataclass(frozen=True)

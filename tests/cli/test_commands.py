@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from rdsr.benchmarks.subjects.find import Subject
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
+from rdsr.export.build_proof import SAMPLES
 from rdsr.runtime.host import cpu
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from rdsr.benchmarks.latency.flops import convolution_gflops
 from rdsr.benchmarks.latency.peaks import convolution_stack
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
+from rdsr.export.build_proof import SAMPLES
 from rdsr.models.rdsr import PRESETS, RDSR
 from rdsr.runtime.engines import BACKENDS, load_session
 from rdsr.runtime.engines.openvino_engine import OpenVinoSession

@@ -24,8 +24,8 @@ from rdsr.benchmarks.quality.measure import onnx_file
 from rdsr.benchmarks.subjects.find import find_subject
 from rdsr.benchmarks.subjects.onnx_model import OnnxModel, read_input
 from rdsr.cli.main import app
+from rdsr.export.build_proof import SAMPLES
 from rdsr.export.errors import ProofError
-from rdsr.export.proof import SAMPLES
 from rdsr.models.registry import load_model
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.host import cpu

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from rdsr.benchmarks.quality.prior import measure_prior
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
+from rdsr.export.build_proof import SAMPLES
 
 
 def test_rows_tell_what_changes(checkpoint: Path) -> None:

@@ -16,8 +16,8 @@ from rdsr.benchmarks.quality.datasets import find_dataset
 from rdsr.benchmarks.quality.measure import bicubic, measure
 from rdsr.benchmarks.report.data import read_quality
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
-from rdsr.models.photo_degradation import TEST_DEGRADATIONS
+from rdsr.export.build_proof import SAMPLES
+from rdsr.models.degradation import TEST_DEGRADATIONS
 
 
 def write(path: Path, height: int, width: int) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rdsr.benchmarks.errors import BenchmarkError
 from rdsr.benchmarks.training.candidates import read_plan
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
+from rdsr.export.build_proof import SAMPLES
 from rdsr.models.registry import load_model
 from rdsr.models.repd import RepD
 from rdsr.models.training.config import TrainConfig

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rdsr.cli.main import app
+from rdsr.export.build_proof import SAMPLES
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.export.int8.calibration import read_calibration
-from rdsr.export.proof import SAMPLES
 
 
 def write(path: Path, picture: np.ndarray) -> None:

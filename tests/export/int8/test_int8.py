@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from rdsr.cli.main import app
 from rdsr.export import exporter
+from rdsr.export.build_proof import SAMPLES, sample_pictures
 from rdsr.export.errors import ExportError, ProofError
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.export.graphs import graph_kind
@@ -26,7 +27,6 @@ from rdsr.export.int8 import execution
 from rdsr.export.int8.execution import Plan, check_execution
 from rdsr.export.int8.forms import ChainForm
 from rdsr.export.int8.post_training import Original, quantize
-from rdsr.export.proof import SAMPLES, sample_pictures
 from rdsr.models.int8.chain import Ranges
 from rdsr.models.int8.samples import sample_of, with_hard_edges
 from rdsr.models.rdsr import RDSR

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.models.degradation import TEST_DEGRADATIONS, VECTOR_SIZE
 from rdsr.models.errors import CheckpointError
-from rdsr.models.photo_degradation import TEST_DEGRADATIONS, VECTOR_SIZE
 from rdsr.models.rdsr import PRESETS, RDSR, RDSRConfig
 from rdsr.models.rdsr.grow import grow
 from rdsr.models.registry import load_model

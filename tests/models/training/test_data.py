@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rdsr.models.degradation import bicubic_downscale, crop_to_multiple
-from rdsr.models.photo_degradation import Degradation, PhotoDegradations
+from rdsr.models.degradation import Degradation, PhotoDegradations
+from rdsr.models.downscaling import bicubic_downscale, crop_to_multiple
 from rdsr.models.training.data import PatchSource, find_pictures, read_rgb
 from rdsr.models.training.errors import TrainingError
 from rdsr.tests.conftest import ROOT

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from rdsr.benchmarks.training.take import adopt_weights, take_member
+from rdsr.benchmarks.training.ship import adopt_weights, take_member
 from rdsr.cli.main import app
-from rdsr.export.proof import SAMPLES
+from rdsr.export.build_proof import SAMPLES
 from rdsr.models.checkpoint import read_checkpoint, save_checkpoint
 from rdsr.models.training import family_runner
 from rdsr.models.training.config import TrainConfig, find_config

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rdsr.models.checkpoint import read_checkpoint
-from rdsr.models.photo_degradation import VECTOR_SIZE
+from rdsr.models.degradation import VECTOR_SIZE
 from rdsr.models.registry import load_model
 from rdsr.models.training import trainer as trainer_module
 from rdsr.models.training.config import TrainConfig

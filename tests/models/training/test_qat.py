@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rdsr.export.build_proof import SAMPLES
 from rdsr.export.exporter import ExportOptions, export_checkpoint
-from rdsr.export.proof import SAMPLES
 from rdsr.models.registry import load_model
 from rdsr.models.training import trainer as trainer_module
 from rdsr.models.training.config import TrainConfig

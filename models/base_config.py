@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-__all__ = ["PlainConfig", "to_plain"]
+__all__ = ["BaseConfig", "to_plain"]
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlainConfig:
+class BaseConfig:
     """A config that is written as plain values and read back."""
 
     def to_dict(self) -> dict[str, Any]:

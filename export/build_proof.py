@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..models.degradation import bicubic_downscale, crop_to_multiple
+from ..models.downscaling import bicubic_downscale, crop_to_multiple
 from ..runtime.bundle.proof import OWN, Case, Proof
 from ..runtime.metrics import psnr_y
 from ..runtime.pictures.arrays import from_graph, to_graph

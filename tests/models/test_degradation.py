@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rdsr.models.degradation import KERNELS, bicubic_downscale, downscale
-from rdsr.models.photo_degradation import TEST_DEGRADATIONS, VECTOR_SIZE, Degradation, PhotoDegradations, degrade_for_test
+from rdsr.models.degradation import TEST_DEGRADATIONS, VECTOR_SIZE, Degradation, PhotoDegradations, degrade_for_test
+from rdsr.models.downscaling import KERNELS, bicubic_downscale, downscale
 from rdsr.tests.conftest import picture
 
 RNG = np.random.default_rng

@@ -13,7 +13,7 @@ import torch
 from ...atomic import atomic_write
 from ...export.exporter import ExportOptions, export_checkpoint
 from ...models.checkpoint import read_checkpoint, save_checkpoint
-from ...models.photo_degradation import TEST_DEGRADATIONS
+from ...models.degradation import TEST_DEGRADATIONS
 from ...models.registry import load_model
 from ...models.training.config import TrainConfig, find_config
 from ...models.training.errors import TrainingError
