@@ -59,44 +59,15 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
 
     Example: rdsr train family status --runs ../runs
     """
-    from ..models.training.family import current_run, minutes_of, runs_of
-    from ..models.training.family_runner import is_paused, is_running, working_on
+    from ..models.training.family_runner import status_of
 
-    loaded = _plan(plan)
-    going = "paused" if is_paused(runs) else "running" if is_running(runs) else "not running"
-    work = working_on(runs) if going == "running" else None
-    rows = []
-    for member in loaded.members:
-        now = current_run(member, runs)
-        state = now.state()
-        bests: dict[str, float] = {}
-        for run in runs_of(member, runs, now.round):
-            best = run.state().best
-            if best is not None and run.kind in ("stage2", "qat"):
-                kind = "int8" if run.kind == "qat" else "float"
-                bests[kind] = max(best, bests.get(kind, 0.0))
-        failed = runs / member.name / "failed.txt"
-        rows.append(
-            {
-                "member": member.name,
-                "now": bool(work and work.get("member") == member.name),
-                "round": now.round,
-                "stage": now.stage.name,
-                "step": state.step,
-                "iterations": state.iterations,
-                "minutes": round(minutes_of(member, runs), 1),
-                "psnr_y": state.psnr_y,
-                "best": bests.get("float"),
-                "best_int8": bests.get("int8"),
-                "failed": failed.read_text().strip() if failed.is_file() else "",
-            }
-        )
+    report = status_of(_plan(plan), runs)
     if as_json:
-        print_json({"runs": str(runs), "state": going, "validation": loaded.validation, "members": rows})
+        print_json(report)
         return
     columns = ("member", "stage", "step", "minutes", "PSNR-Y now (dB)", "best so far", "best in int8")
-    table = Table(*columns, title=f"{runs}: {going}; {Path(loaded.validation).name}")
-    for row in rows:
+    table = Table(*columns, title=f"{runs}: {report['state']}; {Path(report['validation']).name}")
+    for row in report["members"]:
         numbers = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("psnr_y", "best", "best_int8"))
         table.add_row(
             row["member"] + (" ←" if row["now"] else ""),
@@ -106,7 +77,7 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
             *numbers,
         )
     stdout.print(table)
-    for row in rows:
+    for row in report["members"]:
         if row["failed"]:
             stdout.print(f"{row['member']} failed: {row['failed']}", style="red")
 

@@ -6,12 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-__all__ = ["BaseConfig", "to_plain"]
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Field name → value of a dataclass, tuples as lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
+__all__ = ["BaseConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +15,8 @@ class BaseConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON; `from_dict` reads them back."""
-        return to_plain(self)
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -28,7 +24,8 @@ class BaseConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
             raise ValueError(f"unknown field {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [name for name in needed if name not in values]
         if missing:
             raise ValueError(f"missing field {', '.join(missing)}")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

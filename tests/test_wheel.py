@@ -78,8 +78,13 @@ def test_wheel_carries_what_it_needs(wheel: Path) -> None:
     left_out = {"tests", "examples", "build", "dist"}
     folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in left_out and p.name[0] != "."]
     sources = [*ROOT.glob("*.py"), *(s for folder in folders for s in folder.rglob("*.py"))]
-    carried = [p for kind in ("*.safetensors", "*.toml") for p in (ROOT / "models").rglob(kind)]
-    assert carried
+    carried = [
+        p
+        for room in ("models", "benchmarks")
+        for kind in ("*.safetensors", "*.toml", "*.j2")
+        for p in (ROOT / room).rglob(kind)
+    ]
+    assert {path.suffix for path in carried} == {".safetensors", ".toml", ".j2"}
     assert {f"rdsr/{p.relative_to(ROOT).as_posix()}" for p in [*sources, *carried]} <= names
     assert not [n for n in names if n.startswith(("rdsr/tests", "rdsr/build", "tests"))]
     bundle = sum(i.file_size for i in zipfile.ZipFile(wheel).infolist() if "/default_bundle/" in i.filename)

@@ -203,7 +203,6 @@ class TrainConfig(BaseConfig):
     def from_values(cls, values: Mapping[str, Any], where: str) -> TrainConfig:
         """A config from plain values; `TrainingError` starts with `where` and names what is unknown, missing or refused."""
         try:
-            # `from_dict` does not see that these two have defaults, because factories make them.
-            return cls.from_dict({"network": {}, "photo": {}, **values})
+            return cls.from_dict(values)
         except (TrainingError, ValueError) as error:
             raise TrainingError(f"{where}: {error}") from error

@@ -22,7 +22,7 @@ from .signals import Stop, stop_on
 
 __all__ = [
     "StandAside", "adopted", "continue_family", "is_paused", "is_running", "next_member", "pause_family", "run_config",
-    "run_family", "working_on",
+    "run_family", "status_of", "working_on",
 ]  # fmt: skip
 
 _LOCK, _PAUSED, _WORKING = "family.lock", "paused", "working.json"
@@ -124,6 +124,29 @@ def _say_working(folder: Path, work: dict[str, Any]) -> None:
     temporary = folder / f"{_WORKING}.tmp"
     temporary.write_text(json.dumps(work | {"runner": os.getpid()}))
     temporary.replace(folder / _WORKING)
+
+
+def status_of(plan: FamilyPlan, folder: Path) -> dict[str, Any]:
+    """Whether the family trains, and for each member its stage, step, minutes, validation PSNR, best values and failure."""
+    state = "paused" if is_paused(folder) else "running" if is_running(folder) else "not running"
+    work = working_on(folder) if state == "running" else None
+    members = []
+    for member in plan.members:
+        run = current_run(member, folder)
+        now, failed = run.state(), folder / member.name / "failed.txt"
+        bests: dict[str, float] = {}
+        for each in runs_of(member, folder, run.round):
+            if (best := each.state().best) is not None:
+                bests[each.kind] = max(best, bests.get(each.kind, 0.0))
+        members.append(
+            {
+                "member": member.name, "now": bool(work and work.get("member") == member.name), "round": run.round,
+                "stage": run.stage.name, "step": now.step, "iterations": now.iterations,
+                "minutes": round(minutes_of(member, folder), 1), "psnr_y": now.psnr_y, "best": bests.get("stage2"),
+                "best_int8": bests.get("qat"), "failed": failed.read_text().strip() if failed.is_file() else "",
+            }
+        )  # fmt: skip
+    return {"runs": str(folder), "state": state, "validation": plan.validation, "members": members}
 
 
 def run_config(plan: FamilyPlan, run: Run, folder: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ ALPHA = 32 * _MIB
 
 def all_fit(manifest: Manifest, needs: Sequence[Needs], limit: int) -> bool:
     """Whether several pipelines can stay loaded under a limit beside a tile of the usual size, so that it costs no time."""
-    halo = halo_of(manifest)
+    halo = halo_of(manifest.tile_rule, manifest.receptive_radius)
     largest = max(each.per_pixel for each in needs)
     return halo is not None and sum(each.fixed for each in needs) + largest * usual_pixels(halo) <= limit
 
@@ -92,7 +92,7 @@ def plan_picture(
     manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int = TileCost.usual
 ) -> Plan:
     """Tiles for a picture of height × width LR pixels. Raises `MemoryLimitError` if no tile fits the limit."""
-    halo = halo_of(manifest)
+    halo = halo_of(manifest.tile_rule, manifest.receptive_radius)
     exact = manifest.tile_rule != "overlap"
     cut: tuple[tuple[int, int], tuple[int, int]] | None = (height, width), (1, 1)
     least = needs.peak(height * width)

@@ -7,8 +7,6 @@ import functools
 import threading
 from collections.abc import Iterator
 
-from ..bundle import Manifest
-
 __all__ = ["LEAST_STEP", "OVERLAP", "Plan", "Span", "Tile", "TileCost", "cells", "halo_of", "plan_tiles", "spans"]
 
 LEAST_STEP = 8
@@ -17,9 +15,9 @@ OVERLAP = 32
 """Halo, in LR pixels, of networks that depend on the whole picture. None would be exact; `blend` hides the seams in it."""
 
 
-def halo_of(manifest: Manifest) -> int | None:
+def halo_of(tile_rule: str, receptive_radius: int | None) -> int | None:
     """LR pixels that tiles of a network read beyond their own; None if it needs the whole picture at once."""
-    return {"exact": manifest.receptive_radius, "overlap": OVERLAP}.get(manifest.tile_rule)
+    return {"exact": receptive_radius, "overlap": OVERLAP}.get(tile_rule)
 
 
 @dataclasses.dataclass(frozen=True)
