@@ -35,7 +35,7 @@ demo: $(VENV)/.export  ## export the shipped checkpoint, verify it, upscale the 
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest -q
 
-test-fast: $(VENV)/.dev  ## the tests that take seconds
+test-fast: $(VENV)/.dev  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -m "not slow"
 
 # Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
@@ -76,7 +76,7 @@ family-take: $(VENV)/.export  ## ship MEMBER's best weights, and the default bun
 
 GPU_PACK ?= .gpu/pack.tar
 
-gpu-pack: $(VENV)/.export  ## pictures for half an hour of a GPU, in one archive below 45 MiB (START=FILE adds weights to start from)
+gpu-pack: $(VENV)/.export  ## pictures for half an hour of a GPU, in one archive of at most 36 MiB (START=FILE adds weights to start from)
 	$(BIN)/python -m rdsr.models.training.gpu pack $(GPU_PACK) --data ../shared/data/train --teacher ../shared/data/teacher --validation ../shared/data/val/Kodak24 $(if $(START),--start $(START))
 
 check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
@@ -101,4 +101,4 @@ wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) build dist demo check-large *.egg-info
+	rm -rf $(VENV) build dist demo check-large .gpu *.egg-info

@@ -80,7 +80,7 @@ def quality(
         fail("; ".join(failures), FAILED, as_json)
     against = {}
     if drop and not bundle and (onnx or checkpoint or model):
-        raise BenchmarkError("--drop is for bundles: an ONNX file or a checkpoint has no fp32 to compare with")
+        raise BenchmarkError("--drop needs bundles: name them with --bundle, or name no model for the package's own")
     if drop:
         named: list[str | None] = [*bundle] if bundle else [None]
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]

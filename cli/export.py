@@ -20,7 +20,9 @@ __all__ = ["export", "info", "verify"]
 def export(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="Checkpoint file, or rdsr-small, rdsr-tiny (shipped), rdsr-base, diffir (random weights)."),
+        typer.Argument(
+            help="Checkpoint file, or rdsr-small, rdsr-tiny (shipped), rdsr-base, rdsr-photo, diffir (random weights)."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
     precision: Annotated[

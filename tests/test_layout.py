@@ -1,4 +1,4 @@
-"""The house's own rules: packages, arrows between them, no circles, file lengths, public names, nothing of a machine."""
+"""Rules of the code's layout: packages, arrows, no circles, file lengths, public names, no paths of a machine."""
 
 from __future__ import annotations
 
@@ -159,6 +159,7 @@ def test_nothing_of_a_machine_is_committed() -> None:
     pattern = re.compile(r"/(home|root|work|opt)/|://\S*py(pi|thonhosted)\.")  # folders of a machine, package registries
     for name in tracked.stdout.split():
         path = ROOT / name
+        assert not path.is_symlink(), f"{name} is a link"
         if path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".yml"} or path.name in {"Makefile", "run"}:
             if path == Path(__file__) or not path.is_file():
                 continue

@@ -37,7 +37,7 @@ class Subject:
     model: str
     """Name or path as the user gave it."""
     kind: str
-    """"network" (a checkpoint and the bundle made from it), "bundle", "onnx" or "bicubic"."""
+    """"network" (a checkpoint and the bundle made from it), "bundle", "onnx", "bicubic" or "function" (for tests)."""
     weights: str
     """"trained", "random" (right for time and memory, meaningless for quality), "given" (unknown) or "none"."""
     scale: int | None

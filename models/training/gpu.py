@@ -34,7 +34,7 @@ from .run import train
 __all__ = ["main", "pack", "train_slice"]
 
 MEGABYTE = 2**20
-_PART = 15 * MEGABYTE  # carriers take files of at most 16 MiB
+_PART = 15 * MEGABYTE  # the state is cut into parts, because some ways to copy files allow 16 MiB at most
 _PROBE_STEPS = 300
 _RESERVE_SECONDS = 45.0  # of a slice, for loading, the last validation and writing
 _SMALLEST_CROP = 256  # pixels a side: patches of 64 LR pixels at ×4

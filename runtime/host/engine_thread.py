@@ -81,7 +81,7 @@ def submit(executor: Executor, work: Callable[[], Result], cancel: Cancel) -> Fu
 
 
 class EngineThread:
-    """The one thread for everything that engines do for an `Upscaler`: one job after another, in the order of the requests.
+    """The one thread in which the engines of an `Upscaler` compute: one job after another, in the order of the requests.
 
     glibc keeps a heap for every thread, and engines keep scratch memory for every thread that calls them, so the memory of a
     tile would stay behind once for each caller. Sixteen callers under a limit of 107 MiB took 145 MiB in their own threads
