@@ -26,6 +26,9 @@ class RdsrError(Exception):
             - `CandidateError`: one model among several cannot be measured
     """
 
+    results: tuple[object, ...] = ()
+    """What was done before it: `Upscaler.frames` has written the frames before the one that failed."""
+
 
 class OutputError(RdsrError):
     """A file cannot be written where it was asked for."""

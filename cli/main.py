@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from .bench import bench_app
-from .console import stdout
+from .console import lost_output, prepare_streams, print_json, printed_json, stderr, stdout
+from .exit_codes import BAD_INPUT, FAILED, Terminated
 from .export import export, info, verify
 from .latency import latency, report
 from .train import train_app
@@ -48,8 +49,22 @@ def _main(
     pass
 
 
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def main() -> None:
     """Entry point of the `rdsr` command."""
+    prepare_streams()
     # SIGTERM becomes an ordinary exit, so that a terminated process leaves nothing half-written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    app()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except SystemExit as done:
+        if done.code == BAD_INPUT and "--json" in sys.argv and not printed_json():
+            print_json({"error": "the command line is wrong: see the standard error", "exit_code": BAD_INPUT})
+        lost = lost_output()
+        if lost is not None:
+            stderr.quiet = False
+            stderr.print(f"rdsr: the report could not be written: {lost}", style="red")
+        sys.exit(done.code or (FAILED if lost else 0))

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
-    "BackendOption", "BundleOption", "DegradationOption", "DeviceOption", "Engine", "JsonOption", "MemoryLimitOption",
-    "PrecisionOption", "SeedOption", "SizeOption", "ThreadsOption",
+    "BackendOption", "BundleOption", "CompressionOption", "DegradationOption", "DeviceOption", "Engine", "FormatOption",
+    "FramesOption", "JsonOption", "LosslessOption", "MaxPixelsOption", "MemoryLimitOption", "PrecisionOption",
+    "QualityOption", "ScaleOption", "SeedOption", "SizeOption", "ThreadsOption",
 ]  # fmt: skip
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
@@ -17,6 +18,8 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 Backend = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
+PictureFormat = Literal["png", "jpg", "webp", "tif", "avif", "bmp"]
+Frames = Literal["first", "all"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -49,4 +52,21 @@ PrecisionOption = Annotated[Precision, typer.Option(help="Precision for 8-bit pi
 DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
 DegradationOption = Annotated[
     list[Degradation] | None, typer.Option(help="Make LR from HR by this fixed test degradation; may be repeated.")
+]
+ScaleOption = Annotated[
+    float | None, typer.Option(help="How many times larger, above 0 and up to the network's own scale, the default.")
+]
+FormatOption = Annotated[
+    PictureFormat | None, typer.Option("--format", help="Format of the outputs; default: by suffix, as the input.")
+]
+QualityOption = Annotated[int | None, typer.Option(help="1 to 100, for JPEG, WebP and AVIF; default: 95 (AVIF: 85).")]
+LosslessOption = Annotated[bool, typer.Option("--lossless", help="Write WebP and AVIF without loss.")]
+CompressionOption = Annotated[
+    int | None, typer.Option(help="0 to 9, for PNG and TIFF: higher is smaller and slower; default: 1 (TIFF: 6).")
+]
+FramesOption = Annotated[
+    Frames, typer.Option(help="Of animations and files of several pages: the first picture, or all, numbered.")
+]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option(min=1, help="Most pixels of an input; default: as many as the memory allows.")
 ]

@@ -1,34 +1,31 @@
 """A TCP service on asyncio: a picture in until end of file, a 4 times larger PNG out. Run: python asyncio_service.py PORT"""
 
 import asyncio
-import io
 import sys
+from functools import partial
 
-import numpy as np
-from PIL import Image
-
-from rdsr.runtime import PictureError, Upscaler
+from rdsr.runtime import Cancel, RdsrError, Upscaler
 
 upscaler = Upscaler.load(memory_limit="512MiB")
 waiting = asyncio.Semaphore(8)  # further pictures wait as files, not yet decoded
-Image.MAX_IMAGE_PIXELS = 2**19  # pictures beyond twice as many are refused: a small file can hold a huge picture
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    cancel = Cancel()
     try:
         async with asyncio.timeout(60):  # for the whole request; a call that takes longer is stopped within one tile
-            content, png = bytearray(), io.BytesIO()
+            content = bytearray()
             while len(content) < 2**25 and (part := await reader.read(2**16)):  # 32 MiB are enough
                 content += part
-            async with waiting:
-                picture = await asyncio.to_thread(Image.open(io.BytesIO(content)).convert, "RGB")
-                larger = await upscaler.aio(np.asarray(picture))
-                await asyncio.to_thread(Image.fromarray(larger).save, png, "PNG")
-            writer.write(png.getvalue())
+            async with waiting:  # a small file can hold a huge picture: a million pixels are enough
+                call = partial(upscaler.encoded, bytes(content), "png", max_pixels=2**20, cancel=cancel)
+                png = await asyncio.to_thread(call)
+            writer.write(png)
             await writer.drain()
-    except (PictureError, OSError, Image.DecompressionBombError) as error:  # OSError: no picture, no peer, or too late
+    except (RdsrError, OSError) as error:  # OSError: no peer, or too late
         print(f"refused: {error}", file=sys.stderr, flush=True)
     finally:
+        cancel.set()
         writer.close()
 
 

@@ -15,7 +15,7 @@ from ..models.downscaling import bicubic_downscale, crop_to_multiple
 from ..runtime.bundle.proof import OWN, Case, Proof
 from ..runtime.metrics import psnr_y
 from ..runtime.pictures.arrays import from_graph, to_graph
-from ..runtime.pictures.formats import read_picture
+from ..runtime.pictures.reading import read_picture
 from .errors import ProofError
 from .graphs import GraphKind
 from .int8.calibration import CalibrationPicture

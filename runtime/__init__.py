@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         RdsrError,
     )
     from .host.cancel import Cancel
+    from .pictures.formats import WriteOptions
     from .results import Effective, FileResult, Result
     from .tiling.tiles import Plan
     from .upscaler import Upscaler
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle", "BundleError", "Cancel", "CancelledError", "Effective", "EngineError", "FileResult", "Manifest",
     "MemoryLimitError", "OptionError", "OutputError", "PictureError", "Plan", "RdsrError", "Result", "Upscaler",
+    "WriteOptions",
 ]  # fmt: skip
 
 _OTHERS = {
@@ -37,5 +39,6 @@ _OTHERS = {
     "Plan": ".tiling.tiles",
     "Result": ".results",
     "Upscaler": ".upscaler",
+    "WriteOptions": ".pictures.formats",
 }
 __getattr__ = lazy_names(__name__, _OTHERS | {name: ".errors" for name in __all__ if name.endswith("Error")})

@@ -44,6 +44,7 @@ class FileResult:
     """One upscaled file."""
 
     input: Path
+    """"-" for content that was not read from a file; likewise `output`."""
     output: Path
     size_in: tuple[int, int]
     """Height and width."""
@@ -52,3 +53,7 @@ class FileResult:
     precision: str
     ms: float
     """Wall-clock milliseconds of the upscaling, without reading and writing the files."""
+    warnings: tuple[str, ...] = ()
+    """What users should know about the picture, a sentence each."""
+    frames: int = 1
+    """Pages in the output."""

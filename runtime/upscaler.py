@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .bundle import Bundle
 from .choice.choose import choose
 from .engines import Backend
-from .errors import BundleError, OptionError, OutputError, PictureError
+from .errors import BundleError, OptionError, PictureError
 from .host import cpu
 from .host.calls import BackgroundCalls, awaited, in_order
 from .host.cancel import Cancel
 from .host.processes import in_forked_children
-from .pictures.arrays import Picture, check_picture, split_alpha, upscale_alpha
+from .pictures.arrays import Picture, check_picture
+from .pictures.channels import Colour, Pixels, Target, channels_of, is_colourless
+from .pictures.formats import WriteOptions
 from .pipelines import Progress, pipeline_kind
 from .pipelines.loaded import Choice, Pipelines
 from .results import Effective, FileResult, Result
-from .tiling.memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture
+from .tiling.memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture, plan_strips
 from .tiling.tiles import Plan
 
 __all__ = ["Upscaler"]
 
 logger = logging.getLogger(__name__)
 
+BeforeCommit = Callable[[Path, str], None]
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
 """Every instance of this process. A forked child makes them usable again."""
 
@@ -79,7 +82,7 @@ class Upscaler:
         engine, chosen, reason = choose(bundle, backend, precision)
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
-        self._seed = seed
+        self.seed = seed
         self._float_backend: Backend | None = None
         self._asked_backend = backend
         self._first_cut = threading.Lock()  # never released: the call that gets it warns
@@ -107,7 +110,7 @@ class Upscaler:
     def _reset(self, *, closed: bool) -> None:
         self._calls: BackgroundCalls[Picture] = BackgroundCalls(closed=closed)
         self._pipelines = Pipelines(
-            self.bundle, threads=self.effective.threads, seed=self._seed, together=self._others is not None
+            self.bundle, threads=self.effective.threads, seed=self.seed, together=self._others is not None
         )
 
     def _after_fork(self) -> None:
@@ -179,20 +182,44 @@ class Upscaler:
         started = time.perf_counter()
         picture = check_picture(picture)
         height, width = picture.shape[:2]
-        colour, alpha = split_alpha(picture)
-        plan = self.plan(height, width, picture.dtype, alpha=alpha is not None)
-        if not plan.exact and self._first_cut.acquire(blocking=False):
-            self._warn_of_cut(plan, height, width, picture.dtype)
+        plan = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4))
         scale = self.bundle.manifest.scale
-        upscaled = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
-        target, target_alpha = split_alpha(upscaled)
-        backend, precision = self._choice(picture.dtype)
+        out = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
+        grey = is_colourless(picture)
+        backend, precision = self.upscale_pixels(picture, out, grey=grey, plan=plan, cancel=cancel, progress=progress)
+        return Result(out, backend, precision, (time.perf_counter() - started) * 1e3)
+
+    @property
+    def scale(self) -> int:
+        """How many times larger results are."""
+        return self.bundle.manifest.scale
+
+    def plan_file(
+        self, height: int, width: int, dtype: Any, *, alpha: bool, limit: int | None, row_bytes: int | None
+    ) -> Plan:
+        """The plan of a picture file under a limit of its own. `row_bytes`: see `plan_strips`; None to hold it whole."""
+        choice = self._choice(np.dtype(dtype))
+        needs, cost = self._needs(choice, alpha=alpha), self._pipelines.tile_cost(choice).pixels
+        if row_bytes is None:
+            return plan_picture(self.bundle.manifest, needs, height, width, limit, tile_cost=cost)
+        return plan_strips(self.bundle.manifest, needs, height, width, limit, row_bytes=row_bytes, tile_cost=cost)
+
+    def upscale_pixels(
+        self, pixels: Pixels, out: Any, *, grey: bool, plan: Plan, cancel: Cancel | None, progress: Progress | None
+    ) -> tuple[str, str]:
+        """Upscale checked pixels, an array or strips of a file, into `out`. Returns engine and precision.
+
+        `grey`: whether they show no colour: then the result shows none.
+        """
+        height, width = pixels.shape[:2]
+        if not plan.exact and self._first_cut.acquire(blocking=False):
+            self._warn_of_cut(plan, height, width, pixels.dtype)
+        backend, precision = self._choice(pixels.dtype)
         self._calls.check_open()
         with self._pipelines.hold((backend, precision), cancel) as pipeline:
-            if alpha is not None and target_alpha is not None:
-                upscale_alpha(alpha, scale, target_alpha, partial(pipeline.in_turn, cancel))
-            pipeline.picture(colour, plan=plan, out=target, cancel=cancel, progress=progress)
-        return Result(upscaled, backend, precision, (time.perf_counter() - started) * 1e3)
+            target = Target(out, pixels, self.bundle.manifest.scale)
+            pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, progress=progress)
+        return backend, precision
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
         least = least_for_one_piece(self._needs(self._choice(dtype)), height, width)
@@ -207,8 +234,10 @@ class Upscaler:
         """Upscale one picture. The result is `scale` times larger and of the same kind.
 
         The picture is H×W or H×W×C (grey, grey + alpha, RGB, RGBA) of any size from 1×1; uint8, uint16, or float32 in [0, 1]
-        with overshoots of up to 0.5. `cancel`: a token that stops the call within one tile. `progress`: called with (tiles
-        done, number of tiles) in the thread of the call; its errors end the call and reach the caller unchanged.
+        with overshoots of up to 0.5. RGB without colour (R = G = B) gets none. Colours under alpha 0 count for nothing:
+        the network sees the visible colours nearby instead. `cancel`: a token that stops the call within one tile.
+        `progress`: called with (tiles done, number of tiles) in the thread of the call; its errors end the call and reach
+        the caller unchanged.
 
         Raises `PictureError` for anything else, `MemoryLimitError` if the picture does not fit the limit, `MemoryError` if
         the result itself does not fit this machine, `CancelledError`, `BundleError` for a uint16 or float32 picture if the
@@ -227,7 +256,7 @@ class Upscaler:
         """
         try:
             height, width = picture.shape[:2]
-            small = self.plan(height, width, picture.dtype, alpha=split_alpha(picture)[1] is not None).tiles == 1
+            small = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4)).tiles == 1
         except Exception:  # the call itself raises the error, e.g. for no picture or one that is too large
             small = True
         return self._calls.submit(lambda own: self(picture, cancel=own, progress=progress), cancel, small=small)
@@ -264,27 +293,75 @@ class Upscaler:
         self.close()
 
     def file(
-        self, input: str | Path, output: str | Path, *, cancel: Cancel | None = None, progress: Progress | None = None
+        self,
+        input: str | Path | bytes,
+        output: str | Path | BinaryIO,
+        *,
+        options: WriteOptions | None = None,
+        max_pixels: int | None = None,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+        before_commit: BeforeCommit | None = None,
     ) -> FileResult:
-        """Upscale a picture file into another (format by suffix). The output appears whole or not at all.
+        """Upscale a picture file into another. The output appears whole or not at all.
+
+        `input`: a path, or the content of a file. `output`: a path, or an open binary file. `options`: format (otherwise by
+        the output's suffix), quality, compression and scale. Of several frames the first counts, which `warnings` says.
+        `max_pixels`: most pixels of the input, which the header must not exceed; None for as many as the available memory
+        holds with their result. Under a `memory_limit`, input and output count too: large pictures pass through in strips.
+        `before_commit`: called with (path, SHA-256 of the content) when the output is complete, before it takes its name.
 
         Raises what `__call__` raises, `PictureError` for an unreadable input, and `OutputError` for an unwritable output.
         """
-        from .pictures.formats import check_output, read_picture, write_picture  # Pillow and OpenCV are slow to load
+        from .encoded import FileJob  # libvips takes a moment to load
 
-        source, target = Path(input), Path(output)
-        check_output(target)
-        picture = read_picture(source)
-        if target.exists() and target.samefile(source):
-            raise OutputError(f"the output {target} is the input itself")
-        try:
-            result = self.run(picture.pixels, cancel=cancel, progress=progress)
-        except PictureError as error:
-            raise PictureError(f"{source}: {error}") from error
-        write_picture(target, dataclasses.replace(picture, pixels=result.picture))
-        return FileResult(
-            source, target, picture.pixels.shape[:2], result.picture.shape[:2], result.backend, result.precision, result.ms
-        )
+        job = FileJob(self, options or WriteOptions(), max_pixels, cancel, progress, before_commit)
+        return job.first(input, output)
+
+    def frames(
+        self,
+        input: str | Path | bytes,
+        output: str | Path,
+        *,
+        options: WriteOptions | None = None,
+        max_pixels: int | None = None,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+        before_commit: BeforeCommit | None = None,
+    ) -> list[FileResult]:
+        """Upscale every frame of an animation, or every page of a TIFF file: see `file`.
+
+        The results are `name-1.png`, `name-2.png` …, or one TIFF file with as many pages. A picture of one frame is treated
+        as `file` does. If a frame fails, those before it stay, and the error's `results` lists them.
+        """
+        from .encoded import FileJob
+
+        job = FileJob(self, options or WriteOptions(), max_pixels, cancel, progress, before_commit)
+        return job.every(input, Path(output))
+
+    def encoded(
+        self,
+        data: bytes,
+        format: str = "png",
+        *,
+        quality: int | None = None,
+        lossless: bool | None = None,
+        compression: int | None = None,
+        scale: float | None = None,
+        max_pixels: int | None = None,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+    ) -> bytes:
+        """Upscale an encoded picture, as `file` does for paths: PNG, JPEG, WebP, TIFF, BMP, AVIF or GIF in, bytes out.
+
+        `format`: png, jpg, webp, tif, avif or bmp. The other options are those of `WriteOptions`.
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise PictureError(f"the bytes of an encoded picture are needed, not {type(data).__name__}")
+        options = WriteOptions(format, quality, lossless, compression, scale)
+        content = io.BytesIO()
+        self.file(bytes(data), content, options=options, max_pixels=max_pixels, cancel=cancel, progress=progress)
+        return content.getvalue()
 
 
 @in_forked_children

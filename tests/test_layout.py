@@ -32,7 +32,7 @@ RUNTIME_FLOORS = (
     ("bundle", "engines"),
     ("choice", "pictures", "tiling"),
     ("pipelines",),
-    ("batch", "describe", "upscaler", "verify"),
+    ("batch", "describe", "done_files", "encoded", "file_plan", "inputs", "upscaler", "verify"),
 )
 """Rooms of `runtime/` from the ground up: a room uses those on its own floor and below."""
 HEAVY = {"torch", "onnx", "onnx_ir", "nncf", "onnxsim"}
@@ -43,6 +43,7 @@ NAMES = {
     "rdsr.runtime": [
         "Bundle", "BundleError", "Cancel", "CancelledError", "Effective", "EngineError", "FileResult", "Manifest",
         "MemoryLimitError", "OptionError", "OutputError", "PictureError", "Plan", "RdsrError", "Result", "Upscaler",
+        "WriteOptions",
     ],
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...models.degradation import TEST_DEGRADATIONS, degrade_for_test
 from ...runtime.errors import PictureError
 from ...runtime.pictures.arrays import split_alpha
-from ...runtime.pictures.formats import read_picture
+from ...runtime.pictures.reading import read_picture
 from ..errors import BenchmarkError
 
 __all__ = ["Dataset", "find_dataset"]

@@ -15,7 +15,7 @@ from ...runtime.errors import EngineError, RdsrError
 from ...runtime.host import cpu
 from ...runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
 from ...runtime.pictures.arrays import from_graph, to_graph
-from ...runtime.pictures.formats import read_picture
+from ...runtime.pictures.reading import read_picture
 from ...runtime.upscaler import Upscaler
 from ..errors import BenchmarkError, CandidateError
 from ..subjects.find import Subject

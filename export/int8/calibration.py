@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.downscaling import bicubic_downscale, crop_to_multiple
-from ...models.training.data import find_pictures, read_rgb
+from ...models.training.data import find_pictures
 from ...models.training.errors import TrainingError
 from ...runtime.bundle.proof import OWN
+from ...runtime.errors import PictureError
+from ...runtime.pictures.reading import read_rgb
 from ..errors import ExportError
 
 __all__ = ["CalibrationPicture", "read_calibration"]
@@ -53,9 +56,10 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
     dataset += "/" if dataset == OWN else ""  # never the name of the package's own set
     pictures: list[CalibrationPicture] = []
     for path in paths:
-        pair = _pair(path, scale)
-        if pair is None:
-            logger.warning("calibration leaves out %s: it is not a readable picture", path)
+        try:
+            pair = _pair(path, scale)
+        except PictureError as error:
+            logger.warning("calibration leaves out a picture: %s", error)
             continue
         lr, hr = (_middle(picture, unit) for picture, unit in zip(pair, (1, scale), strict=True))
         inside = hr[scale:-scale, scale:-scale]  # the part that PSNR compares
@@ -66,15 +70,15 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
     return pictures
 
 
-def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """(LR, HR) of one original; None if it cannot be read. A data set's own LR is taken if its size is right."""
+def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(LR, HR) of one original. A data set's own LR is taken if its size is right. Raises `PictureError`."""
     picture = read_rgb(path)
-    if picture is None:
-        return None
     short = [(0, max(0, scale - side)) for side in picture.shape[:2]]  # one LR pixel needs `scale` HR pixels
     hr = crop_to_multiple(np.pad(picture, [*short, (0, 0)], mode="edge"), scale)
     if path.parent.name == "HR":
-        lr = read_rgb(path.parent.parent / f"LRx{scale}" / path.name)
+        lr = None
+        with contextlib.suppress(PictureError):
+            lr = read_rgb(path.parent.parent / f"LRx{scale}" / path.name)
         if lr is not None and (lr.shape[0] * scale, lr.shape[1] * scale) == hr.shape[:2]:
             return lr, hr
     return bicubic_downscale(hr, scale), hr

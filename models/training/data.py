@@ -14,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from ..degradation import JPEG_BLOCK, VECTOR_SIZE, Degradation, PhotoDegradations
 from ..downscaling import bicubic_downscale, crop_to_multiple, mirrored
@@ -21,7 +22,10 @@ from .errors import TrainingError
 
 __all__ = ["PICTURE_SUFFIXES", "Batch", "PatchSource", "Picture", "Rgb", "find_pictures", "named_pictures", "read_rgb"]
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp"})
+MAX_PIXELS = 2**27
+"""Most pixels of a training picture, checked before it is decoded."""
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
 logger = logging.getLogger(__name__)
 
 _LOW_RESOLUTION = re.compile(r"^LRx\d|_LR(_|$)")
@@ -53,9 +57,22 @@ class Batch(NamedTuple):
 
 
 def read_rgb(path: Path) -> Rgb | None:
-    """Read a picture file as H×W×3 uint8 RGB; None if it cannot be read."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    return None if bgr is None else np.ascontiguousarray(bgr[:, :, ::-1]).astype(np.uint8, copy=False)
+    """Read a picture file as H×W×3 uint8 RGB; None if it cannot be read, or its header claims more than `MAX_PIXELS`.
+
+    This is not the runtime's reader, because training also runs on machines that have no libvips. The picture is turned
+    upright; deeper samples are rounded to 8 bits; alpha is dropped.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                logger.warning("%s has %d×%d pixels, more than the limit of %d", path, image.width, image.height, MAX_PIXELS)
+                return None
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+                grey = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
+                return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # decoders raise almost any kind for a damaged file
+        return None
 
 
 def find_pictures(folders: Sequence[Path]) -> list[Path]:

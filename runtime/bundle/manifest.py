@@ -36,6 +36,8 @@ def manifest_digest(content: Mapping[str, Any]) -> str:
 class Manifest:
     """The checked content of `manifest.json`."""
 
+    digest: str
+    """sha256 of everything else in the manifest, and so, by the files' checksums, of the whole bundle."""
     arch: str
     """Architecture, e.g. "rdsr"."""
     kind: str
@@ -189,6 +191,7 @@ def parse_manifest(content: Any) -> Manifest:
         raise BundleError("manifest.json: exact tiles need a receptive_radius")
     process = _mapping(content.get("process"), "process")
     return Manifest(
+        digest=str(content["digest"]),
         arch=str(content.get("arch")),
         kind=str(process.get("kind")),
         process=process,

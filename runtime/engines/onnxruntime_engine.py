@@ -56,7 +56,7 @@ class OnnxRuntimeSession:
         if places := thread_places(threads):
             options.add_session_config_entry("session.intra_op_thread_affinities", places)
         try:
-            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime cannot load the graph: {error}") from error
         self._session: ort.InferenceSession | None = session

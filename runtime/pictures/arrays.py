@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PictureError
-from ..tiling.tiles import Tile, cells
 
-__all__ = ["OVERSHOOT", "Picture", "check_picture", "from_graph", "split_alpha", "to_graph", "upscale_alpha"]
+__all__ = ["FULL_SCALE", "OVERSHOOT", "Picture", "check_picture", "check_values", "from_graph", "split_alpha", "to_graph"]
 
 Picture = NDArray[Any]
 """H×W or H×W×C; uint8, uint16 or float32."""
-_FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-_ALPHA_CELL = (64, 1024)
-_BICUBIC_REACH = 2
+FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+"""Greatest value of colour and alpha in each dtype that pictures may have."""
 OVERSHOOT = 0.5
 """Distance beyond [0, 1] that float32 pictures may have after resizing or filters. More means another value range."""
 
@@ -28,24 +23,31 @@ def check_picture(picture: Any) -> Picture:
     """The picture as an array, if it can be upscaled. Otherwise raises `PictureError`, which says what is needed.
 
     H×W or H×W×C with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); uint8, uint16, or float32 in [0, 1], overshoots of
-    up to `OVERSHOOT` included.
+    up to `OVERSHOOT` included. Arrays of the other byte order are converted.
     """
     if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
         raise PictureError(f"a NumPy array of height × width × channels is needed, not {type(picture).__name__}")
     picture = np.asarray(picture)  # subclasses may index differently
-    if picture.dtype not in _FULL_SCALE:
+    native = picture.dtype.newbyteorder("=")
+    if native not in FULL_SCALE:
         raise PictureError(f"a picture of uint8, uint16 or float32 is needed, not {picture.dtype}")
+    picture = picture.astype(native, copy=False)
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 2, 3, 4)):
         raise PictureError(f"a picture of shape H×W or H×W×C with 1 to 4 channels is needed, not {picture.shape}")
     if 0 in picture.shape:
         raise PictureError(f"the picture is empty (shape {picture.shape})")
+    check_values(picture)
+    return picture
+
+
+def check_values(picture: Picture) -> None:
+    """Raise `PictureError` if float32 pixels are not finite, or leave [0, 1] by more than `OVERSHOOT`."""
     if picture.dtype == np.float32:
         low, high = float(picture.min()), float(picture.max())
         if not (np.isfinite(low) and np.isfinite(high)):  # a NaN makes both NaN
             raise PictureError("the picture holds NaN or infinity")
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise PictureError(f"float32 pictures have values from 0 to 1, and this one has {low:g} to {high:g}")
-    return picture
 
 
 def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
@@ -59,7 +61,7 @@ def split_alpha(picture: Picture) -> tuple[Picture, Picture | None]:
 
 def to_graph(colour: Picture) -> NDArray[np.float32]:
     """H×W×1 or H×W×3 of any supported dtype → 1×3×H×W float32 in [0, 1]. Grey is repeated to three channels."""
-    values = colour.astype(np.float32) / np.float32(_FULL_SCALE[colour.dtype])
+    values = colour.astype(np.float32) / np.float32(FULL_SCALE[colour.dtype])
     if values.shape[2] == 1:
         values = np.repeat(values, 3, axis=2)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
@@ -72,27 +74,5 @@ def from_graph(sr: NDArray[np.float32], like: Picture) -> Picture:
         values = values.mean(axis=2, keepdims=True)
     values = np.clip(values, 0.0, 1.0)
     if like.dtype != np.float32:
-        values = np.rint(values * np.float32(_FULL_SCALE[like.dtype]))
+        values = np.rint(values * np.float32(FULL_SCALE[like.dtype]))
     return np.ascontiguousarray(values.astype(like.dtype))
-
-
-def upscale_alpha(
-    alpha: Picture, scale: int, out: Picture, in_turn: Callable[[Callable[[], None]], None] = lambda work: work()
-) -> None:
-    """H×W into `out`, sH×sW of the same dtype, by bicubic interpolation: the networks do not handle alpha.
-
-    `in_turn` runs each cell. A cell is read with the pixels around it that bicubic interpolation reaches, so that a large
-    picture needs no more memory than a small one.
-    """
-    down, across = (cells(length, cell, _BICUBIC_REACH) for length, cell in zip(alpha.shape, _ALPHA_CELL, strict=True))
-    for tile in itertools.starmap(Tile, itertools.product(down, across)):
-        in_turn(partial(_alpha_cell, alpha, scale, out, tile))
-
-
-def _alpha_cell(alpha: Picture, scale: int, out: Picture, tile: Tile) -> None:
-    import cv2  # here, because loading it takes time and most pictures have no alpha
-
-    cell = alpha[tile.read].astype(np.float32)
-    values = cv2.resize(cell, (cell.shape[1] * scale, cell.shape[0] * scale), interpolation=cv2.INTER_CUBIC)
-    values = np.clip(values[tile.inner(scale)], 0.0, _FULL_SCALE[alpha.dtype])
-    out[tile.target(scale)] = values if alpha.dtype == np.float32 else np.rint(values)

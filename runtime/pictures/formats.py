@@ -1,198 +1,172 @@
-"""Picture files: read and write PNG, JPEG, WebP, TIFF and BMP. Orientation is applied, ICC profile and alpha are kept."""
+"""Formats of picture files: how they are recognised, what each one holds, and the options of writing them."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import math
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from ..errors import OptionError, OutputError, PictureError
 
-from ...atomic import atomic_write
-from ..errors import OutputError, PictureError
-
-__all__ = ["PICTURE_SUFFIXES", "PictureFile", "check_output", "read_picture", "write_picture"]
-
-_FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
-}  # fmt: skip
-PICTURE_SUFFIXES = frozenset(_FORMATS)
-"""Suffixes (lower case) that can be read and written."""
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_adobe_deflate"},
-}  # fmt: skip
-_WEBP_LIMIT = 16383
+__all__ = [
+    "READABLE_SUFFIXES",
+    "WRITABLE",
+    "Format",
+    "WriteOptions",
+    "check_fits",
+    "check_lossless",
+    "check_output",
+    "format_of",
+    "sniff",
+    "suffix_for",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureFile:
-    """A decoded picture and its colour profile."""
+class Format:
+    """A format that can be written, and what it holds."""
 
-    pixels: NDArray[Any]
-    """H×W (grey) or H×W×2/3/4 (grey + alpha, RGB, RGBA); uint8, uint16 or float32."""
-    icc: bytes | None = None
-    """ICC colour profile."""
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    """File suffixes in lower case, the usual one first."""
+    depths: tuple[str, ...] = ("uint8",)
+    """Names of the dtypes that it holds."""
+    alpha: bool = True
+    longest_side: int = 10_000_000
+    """Most pixels on a side; libvips takes no more than this default."""
+    in_strips: bool = True
+    """Whether it can be written strip by strip."""
+    lossless: bool = True
+    """Whether it can be written without loss."""
 
 
-def read_picture(path: Path) -> PictureFile:
-    """Decode a picture file, apply its EXIF orientation and expand palettes. Raises `PictureError`, which names the file."""
+WRITABLE = {
+    entry.name: entry
+    for entry in (
+        Format("png", "PNG", (".png",), ("uint8", "uint16")),
+        Format("jpg", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, longest_side=65500, lossless=False),
+        Format("webp", "WebP", (".webp",), longest_side=16383, in_strips=False),
+        Format("tif", "TIFF", (".tif", ".tiff"), ("uint8", "uint16", "float32")),
+        Format("avif", "AVIF", (".avif",), ("uint8", "uint16"), longest_side=16384, in_strips=False),
+        Format("bmp", "BMP", (".bmp",), alpha=False, longest_side=32767, in_strips=False),
+    )
+}
+"""Formats that can be written, by name."""
+READABLE_SUFFIXES = frozenset({".gif", *(suffix for entry in WRITABLE.values() for suffix in entry.suffixes)})
+"""Suffixes, in lower case, of files that are taken from folders."""
+_BY_SUFFIX = {suffix: entry for entry in WRITABLE.values() for suffix in entry.suffixes}
+_READ = "PNG, JPEG, WebP, TIFF, BMP, AVIF and GIF can be read"
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"II*\0", "tif"), (b"MM\0*", "tif"), (b"II+\0", "tif"),
+    (b"MM\0+", "tif"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"),
+)  # fmt: skip
+_OTHERS = (
+    (b"%!PS", "PostScript"), (b"%PDF", "PDF"), (b"8BPS", "Photoshop"), (b"\x76\x2f\x31\x01", "OpenEXR"), (b"PK", "ZIP"),
+    (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"\0\0\0\x0cjP  ", "JPEG 2000"), (b"<svg", "SVG"),
+    (b"<?xml", "SVG or XML"), *((b"P%d" % kind, "PPM") for kind in range(1, 8)),
+    (b"#?RADIANCE", "Radiance HDR"), (b"\0\0\x01\0", "icon"),
+)  # fmt: skip
+
+
+def sniff(head: bytes, name: str) -> str:
+    """The format that a file's first bytes (64 are enough) belong to: a name of `WRITABLE`, or "gif".
+
+    No other decoder is ever tried. Raises `PictureError`.
+    """
+    if not head:
+        raise PictureError(f"{name} is empty")
+    for start, kind in _SIGNATURES:
+        if head.startswith(start):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        if b"avif" in head[8:64] or b"avis" in head[8:64]:
+            return "avif"
+        raise PictureError(f"{name} is a HEIC file or a video, which cannot be read; {_READ}")
+    other = next((title for start, title in _OTHERS if head.startswith(start)), None)
+    if other is not None:
+        article = "an" if other[0] in "iO" or other.startswith("SVG") else "a"
+        raise PictureError(f"{name} is {article} {other} file, which cannot be read; {_READ}")
+    raise PictureError(f"{name} is no picture of a known format; {_READ}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteOptions:
+    """How a result is written. Raises `OptionError` for values that do not exist or exclude each other."""
+
+    format: str | None = None
+    """A name of `WRITABLE`; None for the format that the output's suffix names."""
+    quality: int | None = None
+    """1 … 100 of JPEG, WebP and AVIF; None for 95 (AVIF: 85)."""
+    lossless: bool | None = None
+    """Whether WebP and AVIF lose nothing; None for the way of the input, if it has the same format."""
+    compression: int | None = None
+    """0 … 9 of PNG and TIFF: more is smaller and slower; None for 1 (PNG) and 6."""
+    scale: float | None = None
+    """How many times larger the result is, above 0 and up to the network's own scale; None for the network's own."""
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in WRITABLE:
+            raise OptionError(f"the format must be {', '.join(WRITABLE)}, not {self.format!r}")
+        for name, value, low, high in (("quality", self.quality, 1, 100), ("compression", self.compression, 0, 9)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+                raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if self.lossless and self.quality is not None:
+            raise OptionError("lossless and quality exclude each other")
+        if self.scale is not None and not (isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf):
+            raise OptionError(f"the scale must be a number above 0, not {self.scale!r}")
+
+
+def format_of(path: Path, name: str | None = None) -> Format:
+    """The format to write under this name: `name` if given, otherwise that of the suffix. Raises `OutputError`."""
+    found = _BY_SUFFIX.get(path.suffix.lower())
+    if name is not None:
+        if found not in (None, WRITABLE[name]):
+            raise OutputError(f"cannot write {path}: its suffix names another format than {WRITABLE[name].title}")
+        return WRITABLE[name]
+    if found is None:
+        raise OutputError(f"cannot write {path}: the suffix must be one of {', '.join(sorted(_BY_SUFFIX))}")
+    return found
+
+
+def suffix_for(source: str, name: str | None) -> str:
+    """Suffix of an output beside an input of this suffix: that of the format `name`, or else the input's, or .png."""
+    if name is not None:
+        kept = source.lower() in WRITABLE[name].suffixes
+        return source if kept else WRITABLE[name].suffixes[0]
+    return source if source.lower() in _BY_SUFFIX else ".png"
+
+
+def check_output(path: Path, options: WriteOptions | None = None) -> Format:
+    """The format of an output. Raises `OutputError` if no picture can be written there. Call it before any work."""
+    options = options or WriteOptions()
+    target = format_of(path, options.format)
+    check_lossless(target, options, str(path))
     try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
-        raise PictureError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not content:
-        raise PictureError(f"{path} is empty")
-    try:
-        return _decode(content, path)
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} is refused: it claims implausibly many pixels ({error})") from error
-    except Exception as error:  # decoders raise almost any kind for a crafted file
-        raise PictureError(f"{path} is damaged, truncated or no picture ({error})") from error
-
-
-def _decode(content: bytes, path: Path) -> PictureFile:
-    try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        _check_tiff_size(content)
-        return PictureFile(_decode_deep(content, path))  # e.g. a TIFF of floats in colour, for which Pillow has no mode
-    with image:
-        if image.format not in set(_FORMATS.values()) | {"MPO"}:
-            raise PictureError(f"{path} is a {image.format} file; PNG, JPEG, WebP, TIFF and BMP can be read")
-        # A profile belongs to the channels it was made for: one for CMYK or Lab is useless after conversion to RGB.
-        icc = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr") else None
-        orientation = _orientation(image)
-        image.load()  # finds truncation, even if OpenCV then decodes the pixels
-        deep = _bits(image, content) > 8 and image.mode in ("RGB", "RGBA", "RGBX", "LA")  # Pillow has reduced them to 8
-        pixels = _decode_deep(content, path) if deep else _pixels(image)
-        return PictureFile(_orient(pixels, orientation), icc)
-
-
-def _check_tiff_size(content: bytes) -> None:
-    """Raise unless the header is that of a TIFF file of a plausible size."""
-    if content[:4] not in (b"II*\0", b"MM\0*"):
-        raise ValueError("its first bytes belong to no known format")
-    stream = io.BytesIO(content)
-    directory = ImageFileDirectory_v2(stream.read(8))
-    stream.seek(directory.next)
-    directory.load(stream)
-    width, height = int(directory.get(256, 0)), int(directory.get(257, 0))
-    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or 2**28):
-        raise Image.DecompressionBombError(f"{width}×{height} pixels")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation that is still to be applied. Both decoders apply that of TIFF files. Broken EXIF counts as none."""
-    if image.format == "TIFF":
-        return 1
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # crafted EXIF blocks raise almost anything; the pixels are still good
-        return 1
-
-
-def _bits(image: Image.Image, content: bytes) -> int:
-    """Bits for each channel of a PNG or TIFF file; 8 for other formats."""
-    if image.format == "PNG":
-        return content[24]
-    if isinstance(image, TiffImageFile):
-        return max(image.tag_v2.get(258, (8,)))
-    return 8
-
-
-def _orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn and mirror pixels according to an EXIF orientation of 1 … 8."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
-    return np.ascontiguousarray(np.flip(pixels, flips[orientation]) if orientation in flips else pixels)
-
-
-def _pixels(image: Image.Image) -> NDArray[Any]:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its values, {values.min()} to {values.max()}, do not fit into 16 bits")
-        return values.astype(np.uint16)
-    if image.mode == "F":
-        return np.asarray(image, dtype=np.float32)
-    transparent = "transparency" in image.info
-    modes = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"} | {mode: mode for mode in ("L", "LA", "RGB", "RGBA")}
-    mode = modes.get(image.mode, "RGB")
-    if transparent and mode in ("L", "RGB"):
-        mode = "LA" if mode == "L" else "RGBA"
-    # Pillow cannot convert a transparent grey directly, so it goes by way of RGBA.
-    converted = image.convert("RGBA").convert(mode) if transparent and mode == "LA" else image.convert(mode)
-    return np.asarray(converted)
-
-
-def _decode_deep(content: bytes, path: Path) -> NDArray[Any]:
-    """Decode 16-bit and float pictures, which Pillow cannot hold in colour."""
-    pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise PictureError(f"{path} is damaged or no picture")
-    if pixels.ndim == 3 and pixels.shape[2] == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    elif pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
-    if pixels.dtype == np.float64:
-        pixels = pixels.astype(np.float32)
-    return pixels
-
-
-def check_output(path: Path) -> None:
-    """Raise `OutputError` if no picture can be written under this name. Call it before any work."""
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise OutputError(f"cannot write {path}: the suffix must be one of {', '.join(sorted(PICTURE_SUFFIXES))}")
-    try:
-        folder = path.is_dir()
-    except OSError as error:  # the name is too long, or a folder may not be read
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    if folder:
+        status = path.stat()
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:  # the name is too long or has a null byte, or a folder may not be read
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
+    if status is not None and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is no regular file")
+    return target
 
 
-def write_picture(path: Path, picture: PictureFile) -> None:
-    """Encode by suffix (in 8 bits and on white if the format has no more) and write atomically. Raises `OutputError`."""
-    check_output(path)
-    try:
-        content = _encode(path, picture)
-    except (OSError, ValueError, cv2.error) as error:
-        raise OutputError(f"cannot encode {path}: {error}") from error
-    atomic_write(path, content)
+def check_lossless(target: Format, options: WriteOptions, name: str) -> None:
+    """Raise `OutputError` if the format cannot do what `lossless` asks for."""
+    if options.lossless and not target.lossless:
+        raise OutputError(f"cannot write {name}: {target.title} always loses something")
 
 
-def _encode(path: Path, picture: PictureFile) -> bytes:
-    pixels, kind = picture.pixels, _FORMATS[path.suffix.lower()]
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if (pixels.dtype == np.uint16 and kind in ("PNG", "TIFF")) or (pixels.dtype == np.float32 and kind == "TIFF"):
-        if pixels.ndim == 3 and pixels.shape[2] == 2:
-            pixels = np.concatenate([np.repeat(pixels[:, :, :1], 3, axis=2), pixels[:, :, 1:]], axis=2)
-        if pixels.ndim == 3:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-        done, content = cv2.imencode(path.suffix.lower(), pixels)
-        if not done:
-            raise ValueError(f"{kind} does not take pixels of {pixels.dtype}")
-        return content.tobytes()
-    if pixels.dtype == np.uint16:
-        pixels = np.rint(pixels / 257.0).astype(np.uint8)
-    elif pixels.dtype == np.float32:
-        pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    if kind == "WEBP" and max(pixels.shape[:2]) > _WEBP_LIMIT:
-        raise ValueError(f"WebP holds at most {_WEBP_LIMIT} pixels on a side, not {pixels.shape[0]}×{pixels.shape[1]}")
-    image = Image.fromarray(pixels)
-    if kind in ("JPEG", "BMP") and image.mode in ("LA", "RGBA"):
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB" if image.mode == "RGBA" else "L")
-    profile = {"icc_profile": picture.icc} if picture.icc and kind != "BMP" else {}
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **_OPTIONS.get(kind, {}), **profile)
-    return buffer.getvalue()
+def check_fits(target: Format, height: int, width: int, name: str) -> None:
+    """Raise `OutputError` if the format cannot hold a picture of this size. Call it before any work."""
+    if max(height, width) > target.longest_side:
+        raise OutputError(
+            f"cannot write {name}: {target.title} holds at most {target.longest_side} pixels on a side, "
+            f"and the result has {width}×{height}"
+        )

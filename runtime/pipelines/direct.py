@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numpy.typing import NDArray
-
 from ..host.cancel import Cancel
+from ..pictures.channels import Pixels
 from .pipeline import Condition, Pipeline, Then
 
 __all__ = ["DirectPipeline"]
@@ -18,7 +15,7 @@ class DirectPipeline(Pipeline):
     kind = "direct"
     roles = ("decoder",)
 
-    def condition(self, colour: NDArray[Any], cancel: Cancel | None = None, then: Then | None = None) -> Condition:
+    def condition(self, colour: Pixels, cancel: Cancel | None = None, then: Then | None = None) -> Condition:
         if then is not None:
             self.in_turn(cancel, lambda: then({}))
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from ..bundle.manifest import whole_number
 from ..errors import BundleError
 from ..host.cancel import Cancel
 from ..pictures.arrays import to_graph
+from ..pictures.channels import Pixels
 from ..tiling.tiles import Tile, cells
 from .pipeline import Condition, Float, Pipeline, Then
 
@@ -53,11 +53,11 @@ class LatentPriorPipeline(Pipeline):
     def steps(manifest: Manifest) -> int:
         return int(manifest.process["steps"])
 
-    def prior(self, colour: NDArray[Any]) -> Float:
+    def prior(self, colour: Pixels) -> Float:
         """H×W×1 or H×W×3 of a supported dtype → 1×latent prior z of the whole picture."""
         return self.condition(colour)["z"]
 
-    def condition(self, colour: NDArray[Any], cancel: Cancel | None = None, then: Then | None = None) -> Condition:
+    def condition(self, colour: Pixels, cancel: Cancel | None = None, then: Then | None = None) -> Condition:
         """Compute `z`, 1×latent, see `Pipeline.condition`.
 
         Features are summed in float64, in a fixed order, over cells that depend only on the picture's size. Every cell of
@@ -87,7 +87,7 @@ class LatentPriorPipeline(Pipeline):
     def _noise(self) -> Float:
         return initial_noise(self.seed, self.manifest.process["latent_size"])
 
-    def _features(self, colour: NDArray[Any], cell: Tile) -> NDArray[np.float64]:
+    def _features(self, colour: Pixels, cell: Tile) -> NDArray[np.float64]:
         """The condition features summed over a cell, 1×channels."""
         features = self.run_graph("encoder", {"lr": to_graph(colour[cell.read])}, rank=4)
         unit = self.manifest.process["size_multiple"]

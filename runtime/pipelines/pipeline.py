@@ -17,6 +17,7 @@ from ..errors import BundleError, EngineError
 from ..host.cancel import Cancel
 from ..host.engine_thread import EngineThread
 from ..pictures.arrays import from_graph, to_graph
+from ..pictures.channels import Pixels
 from ..tiling.blend import blend
 from ..tiling.tiles import Plan, Tile, TileCost
 
@@ -90,7 +91,7 @@ class Pipeline(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def condition(self, colour: NDArray[Any], cancel: Cancel | None = None, then: Then | None = None) -> Condition:
+    def condition(self, colour: Pixels, cancel: Cancel | None = None, then: Then | None = None) -> Condition:
         """Compute the decoder's inputs beside its tile, from a picture of H×W×1 or H×W×3 of a supported dtype."""
 
     def unload(self) -> None:
@@ -104,16 +105,17 @@ class Pipeline(abc.ABC):
 
     def picture(
         self,
-        colour: NDArray[Any],
+        colour: Pixels,
         *,
         plan: Plan | None = None,
-        out: NDArray[Any] | None = None,
+        out: Any = None,
         cancel: Cancel | None = None,
         progress: Progress | None = None,
-    ) -> NDArray[Any]:
+    ) -> Any:
         """H×W×1 or H×W×3 of a supported dtype → the same kind, `scale` times larger; int8 takes uint8 only.
 
-        `plan`: the tiles (None: the whole picture is one tile). `out`: the array to write into, which is returned.
+        `plan`: the tiles (None: the whole picture is one tile). `out`: what to write into, an array or a
+        `Target`; it is returned.
         """
         height, width = colour.shape[:2]
         plan = plan or Plan((height, width), (1, 1), 0, 0)
@@ -139,7 +141,7 @@ class Pipeline(abc.ABC):
                 progress(done, plan.tiles)
         return out
 
-    def _tile(self, colour: NDArray[Any], tile: Tile, condition: Condition, plan: Plan, out: NDArray[Any]) -> None:
+    def _tile(self, colour: Pixels, tile: Tile, condition: Condition, plan: Plan, out: Any) -> None:
         """Decode one tile into the result."""
         started = time.perf_counter()
         larger = self._decode(colour[tile.read], condition)

@@ -62,7 +62,7 @@ def fade(span: Span, length: int, *, halo: int, scale: int) -> Fade:
     )
 
 
-def blend(out: NDArray[Any], larger: NDArray[Any], tile: Tile, *, halo: int, scale: int) -> None:
+def blend(out: Any, larger: NDArray[Any], tile: Tile, *, halo: int, scale: int) -> None:
     """Mix a tile into `out`, sH×sW×C, which holds the tiles before it in the order of `Plan.of`.
 
     `larger`: the tile's output, of `out`'s dtype (uint8, uint16 or float32). Only `out` is kept between tiles. A tile's part

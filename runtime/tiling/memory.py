@@ -12,7 +12,9 @@ from ..engines import Backend, Precision
 from ..errors import MemoryLimitError, OptionError
 from .tiles import LEAST_STEP, OVERLAP, Plan, TileCost, halo_of, plan_tiles
 
-__all__ = ["ALPHA", "Needs", "all_fit", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture"]
+__all__ = [
+    "ALPHA", "Needs", "all_fit", "least_for_one_piece", "needs_of", "parse_limit", "plan_picture", "plan_strips",
+]  # fmt: skip
 
 _UNITS = {"": 1, "b": 1, **{f"{p}{b}": k**i for i, p in enumerate("kmgt", 1) for b, k in (("ib", 1024), ("b", 1000))}}
 _MIB = 2**20
@@ -78,7 +80,9 @@ _ENGINES: dict[Backend, _Engine] = {
 """From measurements. `small` and `base` take, for a picture of 64×64, 89 and 102 MiB in OpenVINO (and up to 20 more for
 kernels of other sizes), 44 and 58 in ONNX Runtime; a pixel takes 0.6 to 1.2 and 0.6 to 0.85 times the counted values."""
 ALPHA = 32 * _MIB
-"""Extra memory of a picture with alpha: OpenCV, which is loaded for it, and a cell of it in float; measured 27 MiB."""
+"""Extra memory of a picture with alpha: OpenCV, which is loaded for it, and a tile's sums in float; measured 27 MiB."""
+_USUAL_BANDS = 256 * _MIB
+"""Memory for the bands of a picture in strips, if there is no limit."""
 
 
 def all_fit(manifest: Manifest, needs: Sequence[Needs], limit: int) -> bool:
@@ -113,6 +117,41 @@ def plan_picture(
     tile, grid = cut
     single = grid == (1, 1)
     return Plan(tile, grid, 0 if single or halo is None else halo, needs.peak(tile[0] * tile[1]), exact or single)
+
+
+def plan_strips(
+    manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, *, row_bytes: int, tile_cost: int
+) -> Plan:
+    """Tiles for a picture whose pixels pass through memory in bands as high as a tile; `peak_bytes` includes the bands.
+
+    `row_bytes`: memory of one LR row and of its part of the result. Half of what the limit leaves goes to the bands, so
+    tiles are flat and wide. Raises `MemoryLimitError` if no tile fits the limit.
+    """
+    halo = halo_of(manifest.tile_rule, manifest.receptive_radius)
+    if halo is None:
+        raise MemoryLimitError(f"{manifest.arch} needs the whole picture of {height}×{width} in memory at once", 0)
+    least_rows = min(height, 2 * (halo + LEAST_STEP))
+    least = needs.fixed + 2 * max(row_bytes * least_rows, math.ceil(needs.per_pixel * least_rows * min(width, least_rows)))
+    usual = usual_pixels(halo)
+    room = _USUAL_BANDS if limit is None else (limit - needs.fixed) // 2
+    most_rows = room // row_bytes
+    most_pixels = usual if limit is None else min(usual, int(room / needs.per_pixel))
+    exact = manifest.tile_rule != "overlap"
+    cost = tile_cost if exact else TileCost.usual
+    cut = None
+    if most_rows >= least_rows or limit is None:
+        rows = max(most_rows, least_rows)
+        cut = plan_tiles(height, width, halo=halo, most_pixels=most_pixels, most_rows=rows, tile_cost=cost)
+    if cut is None:
+        raise MemoryLimitError(
+            f"a picture of {height}×{width} needs at least {_whole_mib(least) // _MIB} MiB, read and written in strips, "
+            f"but memory_limit is {(limit or 0) / _MIB:.1f} MiB",
+            _whole_mib(least),
+        )
+    tile, grid = cut
+    single = grid == (1, 1)
+    peak = needs.peak(tile[0] * tile[1]) + row_bytes * tile[0]
+    return Plan(tile, grid, 0 if single else halo, peak, exact or single)
 
 
 def least_for_one_piece(needs: Needs, height: int, width: int) -> int | None:

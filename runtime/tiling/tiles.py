@@ -181,12 +181,12 @@ class TileCost:
 
 @functools.lru_cache(1024)
 def plan_tiles(
-    height: int, width: int, *, halo: int, most_pixels: int, tile_cost: int = TileCost.usual
+    height: int, width: int, *, halo: int, most_pixels: int, most_rows: int | None = None, tile_cost: int = TileCost.usual
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """((tile height, tile width), (down, across)) with the least work of all cuts whose tiles read at most `most_pixels`.
 
-    Work is the number of pixels that all tiles read, halos included, plus `tile_cost` for each tile. None if even the
-    smallest usable tile reads more than `most_pixels`.
+    Work is the number of pixels that all tiles read, halos included, plus `tile_cost` for each tile. `most_rows`: greatest
+    height of a tile. None if even the smallest usable tile reads more.
     """
     best: tuple[int, tuple[int, int], tuple[int, int]] | None = None
     for rows in range(1, height + 1):
@@ -194,7 +194,7 @@ def plan_tiles(
         down = _count(height, tall, halo)
         if down is None:
             break
-        if down < rows:
+        if down < rows or (most_rows is not None and tall > most_rows):
             continue  # a smaller number of rows does the same
         across = _count(width, min(width, most_pixels // tall), halo)
         if across is None:

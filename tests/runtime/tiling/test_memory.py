@@ -58,7 +58,7 @@ def test_plans_stay_under_the_limit_and_change_no_byte(exported: Path) -> None:
 def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
     """What it needs at most, beyond what it had before loading, input and output."""
     script = """
-        import sys, numpy as np, rdsr.runtime.upscaler, rdsr.runtime.pictures.arrays, rdsr.runtime.pictures.formats
+        import sys, numpy as np, rdsr.runtime.upscaler, rdsr.runtime.pictures.arrays, rdsr.runtime.encoded
         from rdsr.benchmarks.process import peak_mb, resident_mb
         source = np.zeros((900, 1100, 3), np.uint8) + np.arange(3, dtype=np.uint8)
         before = resident_mb()

@@ -10,8 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rdsr.runtime import Upscaler
-from rdsr.runtime.pictures import arrays
-from rdsr.runtime.pictures.arrays import upscale_alpha
 from rdsr.runtime.pipelines import latent_prior as pipeline_module
 from rdsr.runtime.tiling.tiles import TileCost, cells, plan_tiles, spans
 from rdsr.tests.conftest import CONFIG, picture
@@ -131,17 +129,6 @@ def test_the_prior_is_that_of_the_whole_picture(exported: Path, monkeypatch: pyt
     whole = pipeline.prior(source)
     monkeypatch.setattr(pipeline_module, "CELL", 16)
     assert np.allclose(pipeline.prior(source), whole, atol=1e-5)
-
-
-def test_alpha_is_that_of_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    import cv2
-
-    monkeypatch.setattr(arrays, "_ALPHA_CELL", (64, 16))
-    alpha = picture(150, 40, ())
-    out = np.empty((600, 160), np.uint8)
-    upscale_alpha(alpha, 4, out)
-    whole = cv2.resize(alpha.astype(np.float32), (160, 600), interpolation=cv2.INTER_CUBIC)
-    assert np.array_equal(out, np.rint(np.clip(whole, 0, 255)).astype(np.uint8))
 
 
 @settings(max_examples=6, suppress_health_check=SLOW_FIXTURE)
