@@ -20,6 +20,8 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _COLOURS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 """What samples mean where there is no profile."""
 _MOST_TEXT = 2**24
+_PART_BYTES = 2**21
+"""Pixels that are packed at a time, in a picture as a stream; several copies of them exist for a moment."""
 _DEFLATE_RATIO = 1032
 """What Deflate packs at most into one byte: two bits for 258 bytes that repeat."""
 _XMP = b"XML:com.adobe.xmp\0"
@@ -53,7 +55,7 @@ def frame_count(file: BinaryIO, most: int) -> int:
     frames, apart = 0, True
     for kind, size in _chunks(file):
         if kind == b"acTL" and size == 8:
-            frames = min(struct.unpack(">I", file.read(4))[0], most)
+            frames = min(int.from_bytes(file.read(4), "big"), most)  # the file may end here
         apart &= kind != b"fcTL"
         if kind == b"IDAT":
             break
@@ -89,8 +91,9 @@ def stored_png(shape: tuple[int, ...], dtype: np.dtype[Any], strips: Iterable[ND
     yield _SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * dtype.itemsize, kind, 0, 0, 0))
     packer = zlib.compressobj(0)
     for strip in strips:
-        for top in range(0, len(strip), 64):
-            part = strip[top : top + 64].astype(dtype.newbyteorder(">"), copy=False)
+        step = max(1, _PART_BYTES // strip[0].nbytes)
+        for top in range(0, len(strip), step):
+            part = strip[top : top + step].astype(dtype.newbyteorder(">"), copy=False)
             part = part.reshape(len(part), -1).view(np.uint8)
             rows = np.zeros((len(part), 1 + part.shape[1]), np.uint8)  # each row begins with its filter: none
             rows[:, 1:] = part

@@ -702,3 +702,14 @@ def test_nothing_appears_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[
         with contextlib.suppress(PictureError):
             read_picture(tmp_path / f"a{suffix}")
     assert capfd.readouterr().err == ""
+
+
+def test_heads_of_files_are_refused_by_type() -> None:
+    """Cut anywhere in the first bytes, where headers are taken apart."""
+    frames = [Image.fromarray(scene(HEIGHT, WIDTH, seed=seed)) for seed in range(2)]
+    for format in ("PNG", "WEBP", "TIFF", "GIF", "JPEG", "BMP", "AVIF"):
+        options = {"save_all": True, "append_images": frames[1:]} if format not in ("JPEG", "BMP") else {}
+        content = encoded(frames[0], format, **options)
+        for size in range(1, 160):
+            with contextlib.suppress(PictureError), open_picture(content[:size]) as picture:
+                picture.pixels()
