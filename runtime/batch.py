@@ -248,12 +248,13 @@ class Batch:
         if number not in self._sizes:
             from .pictures.reading import open_picture  # libvips is slow to load
 
-            self._sizes[number] = 0
+            size = 0
             scale = self._upscaler.bundle.manifest.scale
             # Whatever is wrong with the picture will be found again, and told, when it is upscaled.
             with contextlib.suppress(RdsrError, OSError, MemoryError), open_picture(self._source(number)) as picture:
                 header = picture.header
-                self._sizes[number] = header.height * header.width * header.pixel_bytes * (1 + scale**2)
+                size = header.height * header.width * header.pixel_bytes * (1 + scale**2)
+            self._sizes[number] = size  # only now: other threads take what stands there
         return self._sizes[number]
 
     def _outcome(self, number: int, progress: Report) -> Outcome | None:

@@ -204,7 +204,16 @@ def test_large_pictures_are_in_hand_alone() -> None:
         noise(name, 16)
     noise("d", 6000)
     noise("e", 6000)
-    upscaler = CopyingUpscaler(lambda name, cancel: time.sleep(0.05))
+    upscaler, beside = CopyingUpscaler(), threading.Event()
+
+    def slow(name: str, cancel: Cancel) -> None:
+        if name == "b":
+            beside.set()
+        if name == "a":
+            assert beside.wait(60)
+        time.sleep(0.05)
+
+    upscaler.hook = slow
     assert len(ran(upscaler).results) == 8
     assert (upscaler.most_in_hand["d"], upscaler.most_in_hand["e"]) == (1, 1)
     assert upscaler.most_in_hand["a"] > 1
