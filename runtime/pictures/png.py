@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -90,8 +91,8 @@ def stored_png(shape: tuple[int, ...], dtype: np.dtype[Any], strips: Iterable[ND
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if len(shape) == 2 else shape[2]]
     yield _SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * dtype.itemsize, kind, 0, 0, 0))
     packer = zlib.compressobj(0)
+    step = max(1, _PART_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
     for strip in strips:
-        step = max(1, _PART_BYTES // strip[0].nbytes)
         for top in range(0, len(strip), step):
             part = strip[top : top + step].astype(dtype.newbyteorder(">"), copy=False)
             part = part.reshape(len(part), -1).view(np.uint8)
