@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 MODEL := rdsr-small
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast bench check-large lint format default-bundle wheel clean
+.PHONY: help demo test test-fast bench check-large fuzz lint format default-bundle wheel clean
 .PHONY: family family-status family-pause family-continue family-take gpu-pack
 
 help:  ## list the targets
@@ -82,6 +82,11 @@ gpu-pack: $(VENV)/.export  ## pictures for half an hour of a GPU, in one archive
 check-large: $(VENV)/.dev  ## what is too long for CI: 10-minute soaks, giant pictures; reports in check-large/
 	$(BIN)/python -m pytest -q tests/large
 
+MINUTES ?= 1
+
+fuzz: $(VENV)/.dev  ## hostile input for MINUTES of each target (TARGET=NAME: of one; SEED=N: again); findings in fuzz/
+	$(BIN)/python -m rdsr.tests.fuzz.driver --minutes $(MINUTES) $(addprefix --target ,$(TARGET)) $(addprefix --seed ,$(SEED))
+
 # The checkout is the package `rdsr`, whatever its folder is called: mypy sees it through a link of that name.
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -101,4 +106,4 @@ wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) build dist demo check-large .gpu *.egg-info
+	rm -rf $(VENV) build dist demo check-large fuzz .gpu *.egg-info

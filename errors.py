@@ -1,8 +1,8 @@
-"""The root of all errors that the project raises on purpose."""
+"""The root of all errors that the project raises on purpose, and how their sentences stay short."""
 
 from __future__ import annotations
 
-__all__ = ["OutputError", "RdsrError"]
+__all__ = ["OutputError", "RdsrError", "shortened"]
 
 
 class RdsrError(Exception):
@@ -32,3 +32,9 @@ class RdsrError(Exception):
 
 class OutputError(RdsrError):
     """A file cannot be written where it was asked for."""
+
+
+def shortened(text: object, most: int = 400) -> str:
+    """The text without its middle if it is longer than `most` characters: names in crafted files have any length."""
+    words = str(text)
+    return words if len(words) <= most else f"{words[: most // 2]} … {words[-most // 2 :]}"

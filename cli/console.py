@@ -65,6 +65,7 @@ class _ToleratedOutput(io.RawIOBase):
         return len(memoryview(content).cast("B"))
 
 
+_ESCAPED = ("Cc", "Cf", "Cs")
 _raw_stdout: _ToleratedOutput | None = None
 _stdout_was_closed = False
 
@@ -118,8 +119,11 @@ def binary_stdin() -> BinaryIO | None:
 
 
 def printable(text: object) -> str:
-    """The text with escapes for control characters, which could do anything to a terminal, and for what is no Unicode."""
-    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(text))
+    """The text with escapes for control and format characters, and for what is no Unicode.
+
+    Control characters could do anything to a terminal; format characters turn the direction of writing, or are not seen.
+    """
+    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in str(text))
     return "".join(escaped)
 
 

@@ -1,8 +1,8 @@
 """Exit codes, and the decorator that turns errors and interruptions into one sentence and an exit code.
 
 0 done; 1 something failed while running; 2 the user's input is at fault; 3 the int8 gate was not met; 130 Ctrl-C;
-143 SIGTERM. A closed stdout, or a pipe whose reader is gone, changes none of them, as only the report is lost; a report that
-a full disk cuts short makes 0 a 1.
+143 SIGTERM; a second one of these ends the process at once (`signals.py`). A closed stdout, or a pipe whose reader is gone,
+changes none of them, as only the report is lost; a report that a full disk cuts short makes 0 a 1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
+from ..errors import shortened
 from .console import print_json, printable, stderr
 
 __all__ = [
@@ -87,7 +88,7 @@ def sentence_of(error: Exception) -> str:
         return "a name holds a null byte"
     if isinstance(error, MemoryError):
         return f"there is not enough memory: {error}" if str(error) else "there is not enough memory"
-    return printable(" ".join(str(error).split()))
+    return printable(shortened(" ".join(str(error).split()), 1500))
 
 
 def fail(sentence: str, code: int, as_json: bool) -> NoReturn:

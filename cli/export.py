@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import print_json, stderr, stdout, steps_shown
+from .console import print_json, printable, stderr, stdout, steps_shown
 from .exit_codes import FAILED, GATE_NOT_MET, command
 from .options import JsonOption, SeedOption, ThreadsOption
 
@@ -147,10 +147,10 @@ def info(
     if as_json:
         print_json(report)
         return
-    table = Table(show_header=False, title=path)
+    table = Table(show_header=False, title=printable(path))
     for key, value in report.items():
         shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        table.add_row(key, ", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else str(shown))
+        table.add_row(key, printable(", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else shown))
     stdout.print(table)
 
 
@@ -158,13 +158,13 @@ def _variant_table(report: dict[str, Any]) -> Table:
     title = f"{report['arch']} ×{report['scale']}, {report['params'] / 1e6:.2f} M parameters, {report['steps']} steps"
     if report["weights"] == "random":
         title += "; random weights: drops are against the float output and say nothing about quality"
-    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=title)
+    table = Table("precision", "engine", "graph", "max abs error", "PSNR drop (dB)", "sizes", "", title=printable(title))
     for row in report["variants"]:
         verdict = {True: "passed", False: "FAILED", None: row.get("skipped", "not run")}[row["passed"]]
         table.add_row(
             row["precision"],
             row["engine"],
-            row["graph"],
+            printable(row["graph"]),
             "" if row["max_abs_err"] is None else f"{row['max_abs_err']:.1e}",
             "" if row["psnr_drop_db"] is None else f"{row['psnr_drop_db']:+.4f}",
             str(len(row["sizes"])),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from .bench import bench_app
 from .console import lost_output, prepare_streams, print_json, printed_json, stderr, stdout
-from .exit_codes import BAD_INPUT, FAILED, Terminated
+from .exit_codes import BAD_INPUT, FAILED
 from .export import export, info, verify
 from .latency import latency, report
+from .signals import watch_signals
 from .train import train_app
 from .upscale import upscale
 
@@ -49,15 +49,10 @@ def _main(
     pass
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
 def main() -> None:
     """Entry point of the `rdsr` command."""
     prepare_streams()
-    # SIGTERM becomes an ordinary exit, so that a terminated process leaves nothing half-written.
-    signal.signal(signal.SIGTERM, _terminate)
+    watch_signals()
     try:
         app()
     except SystemExit as done:

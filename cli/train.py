@@ -95,7 +95,7 @@ def _fields(changes: list[str]) -> dict[str, Any]:
             raise TrainingError(f"--set takes FIELD=VALUE, not {change!r}")
         try:
             fields[name.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             fields[name.strip()] = value
     return fields
 

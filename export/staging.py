@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +14,10 @@ from pathlib import Path
 
 from .errors import ExportError, OutputExistsError
 
-__all__ = ["check_target", "publish", "staging_folder"]
+__all__ = ["check_target", "publish", "remove_leftovers", "staging_folder"]
+
+_SUFFIXES = {".onnx", ".xml", ".bin", ".json", ".safetensors"}
+"""Of the files of a bundle."""
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -38,11 +44,11 @@ def _is_bundle(folder: Path) -> bool:
 @contextlib.contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A temporary folder in the nearest ancestor of the target that exists. It is removed at the end, unless published."""
-    ancestor = next(path for path in target.absolute().parents if path.exists())
+    ancestor = _ancestor(target)
     if not ancestor.is_dir():
         raise ExportError(f"cannot write there: {ancestor} is not a folder")
     try:
-        folder = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{target.name[:80]}.", suffix=".tmp"))
+        folder, lock = _locked_folder(target, ancestor)
     except OSError as error:
         raise ExportError(f"cannot write in {ancestor}: {error.strerror}") from error
     try:
@@ -51,6 +57,59 @@ def staging_folder(target: Path) -> Iterator[Path]:
         raise ExportError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(target: Path, parent: Path, suffix: str = ".tmp") -> tuple[Path, int]:
+    """(new hidden folder, its descriptor). It is locked (`flock`) as long as the descriptor is open, so while we live."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:80]}.", suffix=suffix))
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.is_dir():  # nobody has taken it for a leftover before it was locked
+            return folder, handle
+        os.close(handle)
+
+
+def _ancestor(target: Path) -> Path:
+    return next(path for path in target.absolute().parents if path.exists())
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed exports to `target` have left beside it; a bundle that one had moved aside goes back to its place.
+
+    Only folders that nobody has locked, and that hold nothing but a bundle's files.
+    """
+    name = re.compile(re.escape(f".{target.name[:80]}.") + r"[a-z0-9_]{8}\.(tmp|old)")
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(_ancestor(target))):
+            if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_if_dead(Path(entry.path), target)
+
+
+def _remove_if_dead(folder: Path, target: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a living export holds the lock: this raises `OSError`
+        previous = folder / "previous"
+        if folder.suffix == ".tmp":
+            ours = _holds_staged_files(folder)
+        else:
+            ours = not os.listdir(folder) or (os.listdir(folder) == [previous.name] and _is_bundle(previous))
+            if ours and previous.exists() and not os.path.lexists(target):
+                previous.rename(target)
+        if ours:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _holds_staged_files(folder: Path) -> bool:
+    """Whether a folder holds nothing but regular files with the suffixes of a bundle's files."""
+    entries = list(os.scandir(folder))
+    return all(each.is_file(follow_symlinks=False) and Path(each.name).suffix in _SUFFIXES for each in entries)
 
 
 def publish(folder: Path, target: Path, *, force: bool) -> None:
@@ -62,7 +121,7 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
     if not target.exists():
         folder.rename(target)
         return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".old"))
+    aside, lock = _locked_folder(target, target.parent, ".old")
     try:
         target.rename(aside / "previous")
         folder.rename(target)
@@ -71,5 +130,7 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
             (aside / "previous").rename(target)
         if not (aside / "previous").exists():
             aside.rmdir()
+        os.close(lock)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+    os.close(lock)

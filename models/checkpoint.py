@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import hashlib
 import json
-import pickle
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..atomic import atomic_write
+from ..errors import shortened
 from .errors import CheckpointError
+from .files import open_regular, read_small, reason_of
+from .pickled import Called, ForbiddenNameError
+from .stored import RefusedError, StoredTensor, read_legacy_file, read_safetensors_header, read_zip_file
 
-__all__ = ["apply_key_map", "read_checkpoint", "read_key_map", "save_checkpoint"]
+__all__ = ["Checkpoint", "apply_key_map", "open_checkpoint", "read_checkpoint", "read_key_map", "save_checkpoint"]
+
+Value = TypeVar("Value")
+MOST_TENSORS = 10_000
+LONGEST_NAME = 500
+"""Characters in the name of a tensor."""
+MOST_METADATA = 2**20
+"""Characters in the metadata of safetensors."""
 
 FORMAT = "rdsr-checkpoint-1"
 EMA_KEYS = ("params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
@@ -25,75 +38,132 @@ STATE_KEYS = (*EMA_KEYS, "params", "state_dict", "model_state_dict", "model", "n
 PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a checkpoint: EMA weights if the file holds them, without the prefixes of wrappers.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint. Its header is read and checked; its tensors are read when they are asked for."""
 
-    Reads safetensors and PyTorch files (`weights_only=True`: nothing in the file is ever run). Raises `CheckpointError`.
+    path: Path
+    stored: dict[str, StoredTensor]
+    """Key → tensor in the file: EMA weights if the file holds them, without the prefixes of wrappers."""
+    metadata: dict[str, str]
+    file: BinaryIO
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key → shape of each tensor."""
+        return {key: tensor.shape for key, tensor in self.stored.items()}
+
+    def read(self, key: str) -> Tensor:
+        """A tensor; `CheckpointError` names one that is sparse, quantized or the like."""
+        tensor = self.stored[key]
+        if tensor.strange:
+            raise CheckpointError(f"tensor {key} is {tensor.strange}, expected dense floating point")
+        try:
+            return tensor.read(self.file)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"tensor {key} cannot be read: {error}") from error
+
+    def digest(self) -> str:
+        """sha256 of the file."""
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """Open a safetensors or PyTorch file. Nothing in it is ever run, and no tensor is read yet.
+
+    Raises `CheckpointError` for a file that is damaged, holds more than tensors, or would take more memory than its size
+    shows: by compression, by tensors that are expanded or share their data, by the number or length of their names.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint")
-    try:
-        with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
             start = file.read(16)
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    if not start:
-        raise CheckpointError(f"the checkpoint {path} is empty")
-    if len(start) > 8 and start[8:9] == b"{":
-        tensors, metadata = _read_safetensors(path)
-    elif start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        tensors, metadata = _read_torch(path), {}
-    else:
-        raise CheckpointError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
-    if not tensors:
-        raise CheckpointError(f"the checkpoint {path} holds no tensors")
-    return _strip_prefixes(tensors), metadata
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"the safetensors file {path} is damaged or truncated ({error})") from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a crafted pickle can raise anything from inside the unpickler
-        text = str(error)
-        # torch raises UnpicklingError for refusals and for most damage; a refusal names the forbidden global.
-        refused = "Unsupported" in text or "GLOBAL" in text or "not allowed" in text.lower()
-        if refused and isinstance(error, pickle.UnpicklingError):
+            file.seek(0)
+        except OSError as error:
+            what = "it is a folder" if error.errno == errno.EISDIR or os.path.isdir(path) else reason_of(error)
+            raise CheckpointError(f"cannot read the checkpoint {shortened(path)}: {what}") from error
+        try:
+            tensors, metadata = _read_header(file, start)
+            _check_amounts(tensors, metadata, os.fstat(file.fileno()).st_size)
+        except ForbiddenNameError as error:
             raise CheckpointError(
-                f"{path} holds Python objects other than tensors and was refused (nothing in it was run); "
-                "save only its state dict, or convert it to safetensors"
+                f"{path} holds Python objects other than tensors ({shortened(error, 80)}) and was refused (nothing in it "
+                "was run); save only its state dict, or convert it to safetensors"
             ) from error
-        raise CheckpointError(f"the PyTorch checkpoint {path} is damaged or truncated ({type(error).__name__})") from error
-    return _find_state_dict(content, path)
+        except RefusedError as error:
+            raise CheckpointError(f"the checkpoint {path} is refused: {shortened(error)}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except (ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"the checkpoint {path} is damaged or truncated: {shortened(error)}") from error
+        yield Checkpoint(path, _strip_prefixes(tensors), metadata, file)
 
 
-def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a checkpoint, all in memory. Raises `CheckpointError`, see `open_checkpoint`."""
+    with open_checkpoint(path) as checkpoint:
+        try:
+            return {key: checkpoint.read(key) for key in checkpoint.stored}, checkpoint.metadata
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_header(file: BinaryIO, start: bytes) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    if not start:
+        raise CheckpointError("the checkpoint is empty")
+    if len(start) > 8 and start[8:9] == b"{":
+        tensors, metadata = read_safetensors_header(file)
+    elif start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        content, tensor_of = read_zip_file(file) if start[:1] == b"P" else read_legacy_file(file)
+        tensors, metadata = {key: tensor_of(called) for key, called in _find_state_dict(content).items()}, {}
+    else:
+        raise CheckpointError("it is neither a safetensors file nor a PyTorch checkpoint")
+    if not tensors:
+        raise CheckpointError("the checkpoint holds no tensors")
+    return tensors, metadata
+
+
+def _check_amounts(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], size: int) -> None:
+    """Raise `RefusedError` for more names, text or tensor data than a checkpoint of `size` bytes can need."""
+    if len(tensors) > MOST_TENSORS:
+        raise RefusedError(f"it has {len(tensors)} tensors, more than {MOST_TENSORS}")
+    if (longest := max(map(len, tensors))) > LONGEST_NAME:
+        raise RefusedError(f"the name of a tensor has {longest} characters, more than {LONGEST_NAME}")
+    if (text := sum(len(key) + len(value) for key, value in metadata.items())) > MOST_METADATA:
+        raise RefusedError(f"its metadata has {text} characters, more than {MOST_METADATA}")
+    # Released checkpoints of DiffIR hold two parts twice, and both names share their data.
+    if (total := sum(tensor.nbytes for tensor in tensors.values())) > 2 * size:
+        raise RefusedError(f"its tensors would take {total} bytes, but it has only {size}")
+
+
+def _find_state_dict(content: Any) -> dict[str, Called]:
     """Descend to the mapping of tensors, EMA weights first."""
     for _ in range(4):
-        if not isinstance(content, Mapping):
+        if not isinstance(content, dict):
             break
-        inner = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), Mapping) and content[k]), None)
+        inner = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), dict) and content[k]), None)
         if inner is None:
             break
         content = inner
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         # AveragedModel (torch.optim.swa_utils) counts its updates in the tensor n_averaged.
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor) and k != "n_averaged"}
+        tensors = {key: value for key, value in content.items() if isinstance(key, str) and _is_tensor(value)}
+        tensors.pop("n_averaged", None)
         if tensors:
             return tensors
-        found = ", ".join(str(k) for k in list(content)[:8]) or "nothing"
-        raise CheckpointError(f"the checkpoint {path} holds no state dict; found {found}")
-    raise CheckpointError(f"the checkpoint {path} holds a {type(content).__name__}, not a state dict")
+        found = ", ".join(shortened(k, 40) for k in list(content)[:8]) or "nothing"
+        raise CheckpointError(f"the checkpoint holds no state dict; found {found}")
+    kind = "tensor" if _is_tensor(content) else type(content).__name__
+    raise CheckpointError(f"the checkpoint holds a {kind}, not a state dict")
 
 
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Called) and value.name.startswith("torch._utils._rebuild_")
+
+
+def _strip_prefixes(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
@@ -102,20 +172,23 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_key_map(path: Path) -> dict[str, str]:
     """Read a key map: a JSON object of regular expression for a whole foreign key → replacement, with \\1 for groups."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_small(path).decode())
     except OSError as error:
-        raise CheckpointError(f"cannot read the key map {path}: {error.strerror}") from error
-    except ValueError as error:
+        raise CheckpointError(f"cannot read the key map {shortened(path)}: {reason_of(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the key map {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         raise CheckpointError(f"the key map {path} must be a JSON object of pattern: replacement strings")
     for pattern, replacement in content.items():
         try:
             groups = re.compile(pattern).groups
-        except re.error as error:
-            raise CheckpointError(f"the key map {path} has a bad pattern {pattern!r}: {error}") from error
-        wanted = max((int(n) for n in re.findall(r"\\(\d+)", replacement)), default=0)
-        if wanted > groups:
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"the key map {path} has a bad pattern {shortened(pattern, 80)!r}: {error}") from error
+        if len(replacement) > LONGEST_NAME:
+            raise CheckpointError(f"the key map {path} has a replacement of {len(replacement)} characters")
+        wanted = max((int(n[:9]) for n in re.findall(r"\\(\d+)", replacement)), default=0)
+        if wanted > min(groups, 99):
+            pattern = shortened(pattern, 80)
             raise CheckpointError(f"the key map {path} uses group {wanted} in {replacement!r}, but {pattern!r} has {groups}")
         if re.search(r"\\[^\d\\]|\\$", replacement):
             raise CheckpointError(
@@ -124,12 +197,12 @@ def read_key_map(path: Path) -> dict[str, str]:
     return content
 
 
-def apply_key_map(tensors: Mapping[str, Tensor], key_map: Mapping[str, str]) -> dict[str, Tensor]:
+def apply_key_map(tensors: Mapping[str, Value], key_map: Mapping[str, str]) -> dict[str, Value]:
     """Rename keys. The first pattern that matches a whole key gives its new name; keys without a match stay as they are.
 
     Raises `CheckpointError` if two keys get the same name.
     """
-    renamed: dict[str, Tensor] = {}
+    renamed: dict[str, Value] = {}
     origin: dict[str, str] = {}
     for key, value in tensors.items():
         match = next(((m, r) for p, r in key_map.items() if (m := re.fullmatch(p, key))), None)

@@ -29,7 +29,7 @@ def mirrored(indices: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return np.where(wrapped < length, wrapped, 2 * length - 1 - wrapped)
 
 
-def _reduce_rows(picture: NDArray[np.float32], scale: int, kernel: Kernel) -> NDArray[np.float32]:
+def _reduce_rows(picture: NDArray[np.float32] | NDArray[np.uint8], scale: int, kernel: Kernel) -> NDArray[np.float32]:
     """H×… → H/scale×…, antialiased."""
     height = picture.shape[0]
     out = height // scale
@@ -53,7 +53,7 @@ def crop_to_multiple(picture: NDArray[np.uint8], multiple: int) -> NDArray[np.ui
     return np.ascontiguousarray(picture[:height, :width])
 
 
-def downscale(hr: NDArray[np.float32], scale: int, kernel: Kernel = "bicubic") -> NDArray[np.float32]:
+def downscale(hr: NDArray[np.float32] | NDArray[np.uint8], scale: int, kernel: Kernel = "bicubic") -> NDArray[np.float32]:
     """H×W×C → (H/scale)×(W/scale)×C in the same units, antialiased, not rounded.
 
     Raises `ValueError` unless both sides are multiples of `scale`.
@@ -75,4 +75,4 @@ def bicubic_downscale(hr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 
     Raises `ValueError` unless both sides are multiples of `scale`.
     """
-    return to_8_bits(downscale(hr.astype(np.float32), scale))
+    return to_8_bits(downscale(hr, scale))

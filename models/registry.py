@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..errors import shortened
 from . import diffir, rdsr, repd
 from .base_config import BaseConfig
-from .checkpoint import apply_key_map, read_checkpoint, read_key_map, save_checkpoint
+from .checkpoint import Checkpoint, apply_key_map, open_checkpoint, read_key_map, save_checkpoint
 from .errors import CheckpointError, UnsupportedModelError
 from .interface import Network
-from .shapes import Shapes, check_tensors
+from .shapes import Shapes, check_shapes
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "LoadedModel",
+    "as_weights",
     "config_from_metadata",
     "load_model",
     "preset_names",
@@ -49,8 +51,10 @@ class Architecture:
     """Whether a state dict with these keys and shapes is of this family."""
     config_from_shapes: Callable[[Shapes], Any]
     """Read a config off the keys and shapes; raises `CheckpointError`."""
-    settle: Callable[[Any, dict[str, Tensor]], tuple[Any, dict[str, Tensor]]] = lambda *checkpoint: checkpoint
-    """Complete the config from the values of tensors, and drop tensors that repeat others; raises `CheckpointError`."""
+    derived: tuple[str, ...] = ()
+    """Prefixes of tensors that repeat others or follow from them. They are no weights; `settle` checks them."""
+    settle: Callable[[Any, Shapes, Callable[[str], Tensor]], Any] = lambda config, shapes, read: config
+    """(config, shapes, function that reads a tensor) → config completed from values; raises `CheckpointError`."""
 
     def build(self, config: Any, shapes: Shapes) -> Network:
         """A network of this config with initial weights, and with the optional parts that the keys show."""
@@ -62,7 +66,7 @@ class Architecture:
 _REPD = Architecture("repd", repd.RepD, repd.RepDConfig, repd.matches, repd.config_from_shapes)
 _RDSR = Architecture("rdsr", rdsr.RDSR, rdsr.RDSRConfig, rdsr.matches, rdsr.config_from_shapes)
 _DIFFIR = Architecture(
-    "diffir", diffir.DiffIR, diffir.DiffIRConfig, diffir.matches, diffir.config_from_shapes, diffir.settle
+    "diffir", diffir.DiffIR, diffir.DiffIRConfig, diffir.matches, diffir.config_from_shapes, diffir.DERIVED, diffir.settle
 )
 ARCHITECTURES = {arch.name: arch for arch in (_REPD, _RDSR, _DIFFIR)}
 """Every known architecture. A checkpoint is read as the first that matches. A new one is one folder and one entry here."""
@@ -129,8 +133,10 @@ def resolve_checkpoint(name: str, scratch: Path | None = None) -> Path:
     If `name` is a preset and `scratch` a folder, a checkpoint with random weights is written there and returned.
     """
     path = Path(name)
-    if path.is_file() or name in shipped_weights():
-        return path if path.is_file() else shipped_weights()[name]
+    if os.path.isfile(path):  # never an error, however strange the name
+        return path
+    if name in shipped_weights():
+        return shipped_weights()[name]
     if name not in _PRESETS or scratch is None:
         return path
     arch, config = _PRESETS[name]
@@ -161,61 +167,84 @@ def _find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:
 def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = None, steps: int | None = None) -> LoadedModel:
     """Read a checkpoint into a network. `steps` overrides T of the checkpoint.
 
-    Raises `CheckpointError` or `UnsupportedModelError` with one sentence that names the file and the tensor at fault.
+    Names and shapes of all tensors are checked before the first one is read. Raises `CheckpointError` or
+    `UnsupportedModelError` with one sentence that names the file and the tensor at fault.
     """
-    tensors, metadata = read_checkpoint(path)
-    if key_map is not None:
-        tensors = apply_key_map(tensors, read_key_map(key_map))
-    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    try:
-        architecture = _find_architecture(shapes, arch or metadata.get("arch"))
-        config = architecture.config_from_shapes(shapes)  # names a missing tensor, also if the metadata holds the config
-        if "config" in metadata:
-            config = config_from_metadata(architecture, metadata)
-        config, tensors = architecture.settle(config, tensors)
-        if steps is not None:
-            if not hasattr(config, "steps"):
-                raise CheckpointError(f"{architecture.name} has no diffusion process, so its steps cannot be set")
-            config = dataclasses.replace(config, steps=steps)
-        with torch.device("meta"):  # sizes are checked against the tensors before any memory is taken
-            network = architecture.build(config, shapes)
-        _load_strictly(network, tensors)
-        notes = _notes(metadata)
-    except (CheckpointError, ValueError) as error:
-        kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
-        raise kind(f"{path}: {error}") from error
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return LoadedModel(network.eval(), architecture.name, config, digest, notes)
+    renames = {} if key_map is None else read_key_map(key_map)
+    with open_checkpoint(path) as checkpoint:
+        try:
+            network, architecture = _load(checkpoint, arch, renames, steps)
+            notes = _notes(checkpoint.metadata)
+        except (CheckpointError, ValueError, RecursionError) as error:
+            kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
+            raise kind(f"{path}: {shortened(error)}") from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's word for a lack of memory
+                raise
+            raise CheckpointError(f"{path}: there is not enough memory for its tensors") from error
+        return LoadedModel(network.eval(), architecture.name, network.config, checkpoint.digest(), notes)
+
+
+def _load(
+    checkpoint: Checkpoint, arch: str | None, key_map: Mapping[str, str], steps: int | None
+) -> tuple[Network, Architecture]:
+    in_file = apply_key_map({key: key for key in checkpoint.stored}, key_map)
+    shapes = {name: checkpoint.stored[key].shape for name, key in in_file.items()}
+
+    def read(name: str) -> Tensor:
+        if (dtype := checkpoint.stored[in_file[name]].dtype) not in _FLOATS:
+            raise CheckpointError(f"tensor {name} has type {dtype}, expected dense floating point")
+        return checkpoint.read(in_file[name])
+
+    architecture = _find_architecture(shapes, arch or checkpoint.metadata.get("arch"))
+    kept = {name: shape for name, shape in shapes.items() if not name.startswith(architecture.derived)}
+    if strange := next((name for name in kept if checkpoint.stored[in_file[name]].strange), None):
+        read(strange)  # which names it: the file does not show its shape
+    config = architecture.config_from_shapes(shapes)  # names a missing tensor, also if the metadata holds the config
+    if "config" in checkpoint.metadata:
+        config = config_from_metadata(architecture, checkpoint.metadata)
+    with torch.device("meta"):  # no memory is taken
+        wanted = architecture.build(config, shapes).state_dict()
+    check_shapes(kept, {name: tuple(value.shape) for name, value in wanted.items()})
+    config = architecture.settle(config, shapes, read)
+    if steps is not None:
+        if not hasattr(config, "steps"):
+            raise CheckpointError(f"{architecture.name} has no diffusion process, so its steps cannot be set")
+        config = dataclasses.replace(config, steps=steps)
+    with torch.device("meta"):
+        network = architecture.build(config, shapes)
+    network.load_state_dict({name: as_weights(name, read(name)) for name in kept}, assign=True)
+    return network, architecture
 
 
 def config_from_metadata(architecture: Architecture, metadata: Mapping[str, str]) -> Any:
     """The config in the metadata of our own checkpoints; `CheckpointError` if it does not fit the architecture."""
     try:
         return architecture.config.from_dict(json.loads(metadata["config"]))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the config in the metadata does not fit {architecture.name}: {error}") from error
 
 
 def _notes(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         notes = json.loads(metadata.get("notes", "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the notes in the metadata are not valid JSON: {error}") from error
     if not isinstance(notes, dict):
         raise CheckpointError("the notes in the metadata are not a JSON object")
     return {str(key): str(value) for key, value in notes.items()}
 
 
-def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    check_tensors(tensors, network.state_dict())
-    for key, value in tensors.items():
-        if value.dtype not in _FLOATS or value.layout != torch.strided or value.is_meta:
-            raise CheckpointError(f"tensor {key} has type {value.dtype} ({value.layout}), expected dense floating point")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"tensor {key} holds NaN or infinity")
-        if ".log_" in key and bool((value.abs() > _MAX_LOG_SCALE).any()):
-            raise CheckpointError(f"tensor {key} holds logarithms of scales beyond ±{_MAX_LOG_SCALE}")
+def as_weights(key: str, value: Tensor) -> Tensor:
+    """A tensor of a checkpoint as float32 weights; `CheckpointError` if it cannot be."""
+    if value.dtype not in _FLOATS:
+        raise CheckpointError(f"tensor {key} has type {value.dtype}, expected dense floating point")
+    if not bool(torch.isfinite(value).all()):
+        raise CheckpointError(f"tensor {key} holds NaN or infinity")
     # Copied: tensors from a file lie at any address, and kernels round differently on unaligned ones (seen on AVX2).
-    plain = {key: value.float().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    network.load_state_dict(plain, assign=True)
+    weights = value.float().clone(memory_format=torch.contiguous_format)
+    if not bool(torch.isfinite(weights).all()):
+        raise CheckpointError(f"tensor {key} holds values beyond the range of float32, which would become infinite")
+    if ".log_" in key and bool((weights.abs() > _MAX_LOG_SCALE).any()):
+        raise CheckpointError(f"tensor {key} holds logarithms of scales beyond ±{_MAX_LOG_SCALE}")
+    return weights

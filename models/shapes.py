@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from .errors import CheckpointError
 
-__all__ = ["Shapes", "check_tensors", "config_of", "indices", "parts_found", "shape_of"]
+__all__ = ["Shapes", "check_shapes", "config_of", "indices", "parts_found", "shape_of"]
 
 Config = TypeVar("Config")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,7 +22,8 @@ def parts_found(shapes: Shapes, *prefixes: str) -> int:
 
 def indices(shapes: Shapes, pattern: str) -> list[int]:
     """Sorted numbers that the pattern's group finds in the keys."""
-    return sorted({int(m[1]) for key in shapes if (m := re.match(pattern, key))})
+    # No network has more than a few thousand parts: longer numbers are cut, so that they stay numbers of a sane size.
+    return sorted({int(m[1][:9]) for key in shapes if (m := re.match(pattern, key))})
 
 
 def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
@@ -44,15 +43,15 @@ def config_of(config: Callable[..., Config], arch: str, sizes: Mapping[str, Any]
         raise CheckpointError(f"the checkpoint looks like {arch} but its sizes do not fit: {error}") from error
 
 
-def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Compare keys and shapes with those of the state dict `wanted`; `CheckpointError` names the tensors at fault."""
-    if missing := [key for key in wanted if key not in tensors]:
+def check_shapes(shapes: Shapes, wanted: Shapes) -> None:
+    """Compare names and shapes with those that a network wants; `CheckpointError` names the tensors at fault."""
+    if missing := [key for key in wanted if key not in shapes]:
         raise CheckpointError(f"missing tensor {_some(missing)}")
-    if extra := [key for key in tensors if key not in wanted]:
+    if extra := [key for key in shapes if key not in wanted]:
         raise CheckpointError(f"tensor {_some(extra)} belongs to no part of this network")
-    for key, value in tensors.items():
-        if value.shape != wanted[key].shape:
-            raise CheckpointError(f"tensor {key} has shape {list(value.shape)}, expected {list(wanted[key].shape)}")
+    for key, shape in shapes.items():
+        if shape != wanted[key]:
+            raise CheckpointError(f"tensor {key} has shape {list(shape)}, expected {list(wanted[key])}")
 
 
 def _some(keys: list[str]) -> str:

@@ -18,7 +18,7 @@ from .errors import CancelledError, EngineError, MemoryLimitError, OptionError, 
 from .file_plan import FilePlan, PlannedFile
 from .host.cancel import Cancel
 from .host.memory import available_memory
-from .inputs import STANDARD_STREAM, Skipped, identity_of, reason_of
+from .inputs import STANDARD_STREAM, Skipped, identity_of, read_pipe, reason_of
 from .pictures.formats import WriteOptions
 from .results import FileResult
 from .upscaler import Upscaler
@@ -339,8 +339,7 @@ class Batch:
                     raise PictureError("there is no standard input to read a picture from")
                 self._streamed[number] = _all_of(self._stdin, file.input)
             elif not self._plan.many and _is_pipe(file.input):
-                with open(file.input, "rb") as stream:
-                    self._streamed[number] = _all_of(stream, file.input)
+                self._streamed[number] = _small_enough(read_pipe(file.input, _STREAM_LIMIT + 1), file.input)
 
     def _tell(self, progress: Report, number: int, tiles_done: int, tiles: int) -> None:
         if progress is not None:
@@ -389,6 +388,10 @@ def _all_of(stream: BinaryIO, path: Path) -> bytes:
         content = stream.read(_STREAM_LIMIT + 1)
     except (OSError, ValueError) as error:  # a closed stream is a ValueError
         raise PictureError(f"cannot read {path}: {reason_of(error)}") from error
+    return _small_enough(content, path)
+
+
+def _small_enough(content: bytes, path: Path) -> bytes:
     if len(content) > _STREAM_LIMIT:
         raise PictureError(f"{path} holds more than {_STREAM_LIMIT // 2**20} MiB: so large a picture has to be a file")
     return content

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import numpy as np
 
 from ..atomic import atomic_file
+from .arguments import callback, instance, whole_number
 from .errors import MemoryLimitError, OptionError, OutputError, PictureError, RdsrError
 from .host.cancel import Cancel
 from .pictures.alpha import SPREAD_REACH
@@ -153,8 +154,6 @@ def _check_pixels(network: Network, picture: EncodedPicture, max_pixels: int | N
     If that is None, the available memory counts, which has to hold input and result; or, if the picture passes through in
     strips under a memory limit, `_IN_STRIPS`.
     """
-    if max_pixels is not None and (isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1):
-        raise OptionError(f"max_pixels must be a whole number from 1, not {max_pixels!r}")
     if max_pixels is None and streamed:
         max_pixels = _IN_STRIPS
     check_pixels(picture, max_pixels, bytes_each=picture.header.pixel_bytes * (1 + network.scale**2))
@@ -222,32 +221,37 @@ class FileJob:
     def __init__(
         self,
         network: Network,
-        options: WriteOptions,
+        options: WriteOptions | None,
         max_pixels: int | None,
         cancel: Cancel | None,
         progress: Progress | None,
         before_commit: Callable[[Path, str], None] | None,
     ) -> None:
-        self._network, self._options, self._max_pixels = network, options, max_pixels
+        """The arguments are those of `Upscaler.file`. Raises `OptionError`."""
+        if max_pixels is not None:
+            max_pixels = whole_number("max_pixels", max_pixels, 1)
+        for name, value, kind in (("options", options, WriteOptions), ("cancel", cancel, Cancel)):
+            instance(name, value, kind)
+        for name, function in (("progress", progress), ("before_commit", before_commit)):
+            callback(name, function)
+        self._network, self._options, self._max_pixels = network, options or WriteOptions(), max_pixels
         self._cancel, self._progress, self._before_commit = cancel, progress, before_commit
 
-    def first(self, source: str | Path | bytes, output: str | Path | BinaryIO) -> FileResult:
+    def first(self, source: Path | bytes, output: Path | BinaryIO) -> FileResult:
         """Upscale the first frame."""
-        source = source if isinstance(source, bytes) else Path(source)
-        target = check_output(Path(output), self._options) if isinstance(output, (str, Path)) else None
+        target = check_output(output, self._options) if isinstance(output, Path) else None
         with open_picture(source) as picture:
             frames = picture.header.frames
             if frames > 1:
                 picture.warnings.append(
                     f"it has {frames} frames or pages, and only the first was taken (--frames all takes all)"
                 )
-            if target is None or not isinstance(output, (str, Path)):
+            if target is None or not isinstance(output, Path):
                 return self._into_stream(source, picture, cast(BinaryIO, output))
-            return self._into_file(source, picture, Path(output), target)
+            return self._into_file(source, picture, output, target)
 
-    def every(self, source: str | Path | bytes, output: Path) -> list[FileResult]:
+    def every(self, source: Path | bytes, output: Path) -> list[FileResult]:
         """Upscale every frame, into numbered files or one TIFF file."""
-        source = source if isinstance(source, bytes) else Path(source)
         target = check_output(output, self._options)
         with open_picture(source) as picture:
             frames = picture.header.frames

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fnmatch
+import io
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .errors import PictureError
 from .pictures.formats import READABLE_SUFFIXES
 
-__all__ = ["STANDARD_STREAM", "Found", "Inputs", "Skipped", "find_inputs", "identity_of", "reason_of"]
+__all__ = ["STANDARD_STREAM", "Found", "Inputs", "Skipped", "find_inputs", "identity_of", "read_pipe", "reason_of"]
 
 STANDARD_STREAM = Path("-")
 """As an input the standard input, as an output the standard output."""
+_WRITER_SECONDS = 3.0
+"""How long a named pipe may wait for a program that writes into it."""
+_LOOK_SECONDS = 0.02
 _MAGIC = re.compile(r"[*?[]")
 _SUFFIXES = ", ".join(sorted(READABLE_SUFFIXES))
 
@@ -61,6 +66,25 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
+
+
+def read_pipe(path: Path, most: int) -> bytes:
+    """What comes through a named pipe, at most `most` bytes. The program that writes into it may take its time.
+
+    Raises `PictureError` if none does so within three seconds, because opening the pipe might otherwise wait for ever.
+    """
+    end = time.monotonic() + _WRITER_SECONDS
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as pipe:
+            while not (first := pipe.read(2**16)):  # None: a writer is silent; empty: there is no writer
+                if first is not None and time.monotonic() > end:
+                    raise PictureError(f"cannot read {path}: it is a named pipe that no program writes into")
+                time.sleep(_LOOK_SECONDS)
+            os.set_blocking(pipe.fileno(), True)
+            with io.BufferedReader(pipe) as rest:
+                return first + rest.read(most - len(first))
+    except OSError as error:
+        raise PictureError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def find_inputs(inputs: Sequence[str], *, recursive: bool = False, leave_out: Path | None = None) -> Inputs:

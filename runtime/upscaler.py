@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import arguments
 from .bundle import Bundle
 from .choice.choose import choose
 from .engines import Backend
@@ -23,6 +24,7 @@ from .errors import BundleError, OptionError, PictureError
 from .host import cpu
 from .host.calls import BackgroundCalls, awaited, in_order
 from .host.cancel import Cancel
+from .host.memory import return_free_memory
 from .host.processes import in_forked_children
 from .pictures.arrays import Picture, check_picture
 from .pictures.channels import Colour, Pixels, Target, channels_of, is_colourless
@@ -38,6 +40,8 @@ __all__ = ["Upscaler"]
 logger = logging.getLogger(__name__)
 
 BeforeCommit = Callable[[Path, str], None]
+_LARGEST_PIXEL = 16
+"""Bytes of a float32 pixel with alpha."""
 _ALIVE: weakref.WeakSet[Upscaler] = weakref.WeakSet()
 """Every instance of this process. A forked child makes them usable again."""
 
@@ -73,13 +77,10 @@ class Upscaler:
     def __init__(
         self, bundle: Bundle, *, backend: str, precision: str, threads: int | None, seed: int, memory_limit: int | str | None
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise OptionError(f"threads must be a whole number from 1, not {threads!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise OptionError(f"seed must be a whole number from 0 to 4294967295, not {seed!r}")
-        self.memory_limit = parse_limit(memory_limit)
-        threads = threads or cpu.available_threads()
-        engine, chosen, reason = choose(bundle, backend, precision)
+        threads = arguments.threads_of(threads) or cpu.available_threads()
+        seed = arguments.whole_number("seed", seed, 0, 2**32 - 1)
+        self.memory_limit = parse_limit(arguments.limit_of(memory_limit))
+        engine, chosen, reason = choose(bundle, arguments.text("backend", backend), arguments.text("precision", precision))
         self.bundle = bundle
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self.seed = seed
@@ -133,12 +134,16 @@ class Upscaler:
         """Open a bundle folder (None: the one that the package carries), check it, and choose engine and precision.
 
         `backend`: auto, openvino or onnxruntime. `precision`: auto, fp32, bf16 or int8, for 8-bit pictures; deeper ones run
-        in fp32. `threads`: None for as many as affinity and cgroup quota allow on one NUMA node. `memory_limit`: bytes, or a
-        text like "256MiB"; it covers everything beside input and output, also the engine. `seed` of the noise: 0 … 2³²−1.
+        in fp32. `threads`: at most four for each CPU of the machine; None for as many as affinity and cgroup quota allow on
+        one NUMA node. `memory_limit`: bytes, or a text like "256MiB"; it covers everything beside input and output, also the
+        engine. `seed` of the noise: 0 … 2³²−1.
 
         Raises `OptionError` (`MemoryLimitError` if not even the smallest picture fits) and `BundleError`.
         """
-        opened = Bundle(bundle)
+        path = arguments.path_of(bundle)
+        if path is None and bundle is not None:
+            raise BundleError(f"the folder of a bundle is needed, not {arguments.shown(bundle)}")
+        opened = Bundle(path)
         return cls(opened, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed)
 
     def _needs(self, choice: Choice, *, alpha: bool = False) -> Needs:
@@ -165,21 +170,22 @@ class Upscaler:
         Raises `OptionError` for an impossible size or dtype, `MemoryLimitError`, which names the least limit that suffices,
         and `BundleError` if the bundle has no proven variant for this dtype.
         """
-        for name, side in (("height", height), ("width", width)):
-            if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
-                raise OptionError(f"{name} must be a whole number from 1, not {side!r}")
+        height, width = arguments.whole_number("height", height, 1), arguments.whole_number("width", width, 1)
         known: np.dtype[Any] | None = None
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(Exception):  # NumPy says in many ways that something is no dtype
             known = np.dtype(dtype)
         if known not in (np.uint8, np.uint16, np.float32):
-            raise OptionError(f"dtype must be uint8, uint16 or float32, not {dtype!r}")
+            raise OptionError(f"dtype must be uint8, uint16 or float32, not {arguments.shown(dtype)}")
+        if height * width * self.scale**2 * _LARGEST_PIXEL >= 2**63:
+            raise OptionError(f"no array holds the result of {arguments.shown(height)}×{arguments.shown(width)} pixels")
         choice = self._choice(known)
-        needs, cost = self._needs(choice, alpha=alpha), self._pipelines.tile_cost(choice).pixels
-        return plan_picture(self.bundle.manifest, needs, int(height), int(width), self.memory_limit, tile_cost=cost)
+        needs, cost = self._needs(choice, alpha=arguments.flag("alpha", alpha)), self._pipelines.tile_cost(choice).pixels
+        return plan_picture(self.bundle.manifest, needs, height, width, self.memory_limit, tile_cost=cost)
 
     def run(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
         """Upscale one picture, as `__call__` does. The result also names the engine, the precision and the time."""
         started = time.perf_counter()
+        _check_call(cancel, progress)
         picture = check_picture(picture)
         height, width = picture.shape[:2]
         plan = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4))
@@ -216,9 +222,13 @@ class Upscaler:
             self._warn_of_cut(plan, height, width, pixels.dtype)
         backend, precision = self._choice(pixels.dtype)
         self._calls.check_open()
-        with self._pipelines.hold((backend, precision), cancel) as pipeline:
-            target = Target(out, pixels, self.bundle.manifest.scale)
-            pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, progress=progress)
+        try:
+            with self._pipelines.hold((backend, precision), cancel) as pipeline:
+                target = Target(out, pixels, self.bundle.manifest.scale)
+                pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, progress=progress)
+        finally:
+            if self.memory_limit is not None:
+                return_free_memory()
         return backend, precision
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
@@ -254,6 +264,7 @@ class Upscaler:
 
         Raises `EngineError` after `close`, and when the process ends.
         """
+        _check_call(cancel, progress)
         try:
             height, width = picture.shape[:2]
             small = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4)).tiles == 1
@@ -267,10 +278,14 @@ class Upscaler:
         A picture that fails raises its error in its place, which ends the iteration. If the caller stops early, closes the
         iterator or fails, everything under way stops within one tile. Arrays must not change until their results are there.
         """
-        return in_order(lambda picture, own: self.submit(picture, cancel=own), pictures, look_ahead, cancel)
+        _check_call(cancel, None)
+        look_ahead = arguments.whole_number("look_ahead", look_ahead, 1)
+        each = arguments.pictures_of(pictures)
+        return in_order(lambda picture, own: self.submit(picture, cancel=own), each, look_ahead, cancel)
 
     async def aio(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Picture:
         """`__call__` for asyncio. Cancelling the task or closing the loop stops it within one tile. See also `submit`."""
+        _check_call(cancel, progress)
         return await awaited(lambda own: self.submit(picture, cancel=own, progress=progress), cancel)
 
     def close(self) -> None:
@@ -315,8 +330,8 @@ class Upscaler:
         """
         from .encoded import FileJob  # libvips takes a moment to load
 
-        job = FileJob(self, options or WriteOptions(), max_pixels, cancel, progress, before_commit)
-        return job.first(input, output)
+        job = FileJob(self, options, max_pixels, cancel, progress, before_commit)
+        return job.first(arguments.source_of(input), arguments.output_of(output))
 
     def frames(
         self,
@@ -336,8 +351,8 @@ class Upscaler:
         """
         from .encoded import FileJob
 
-        job = FileJob(self, options or WriteOptions(), max_pixels, cancel, progress, before_commit)
-        return job.every(input, Path(output))
+        job = FileJob(self, options, max_pixels, cancel, progress, before_commit)
+        return job.every(arguments.source_of(input), arguments.output_path_of(output))
 
     def encoded(
         self,
@@ -360,8 +375,14 @@ class Upscaler:
             raise PictureError(f"the bytes of an encoded picture are needed, not {type(data).__name__}")
         options = WriteOptions(format, quality, lossless, compression, scale)
         content = io.BytesIO()
-        self.file(bytes(data), content, options=options, max_pixels=max_pixels, cancel=cancel, progress=progress)
+        self.file(data, content, options=options, max_pixels=max_pixels, cancel=cancel, progress=progress)
         return content.getvalue()
+
+
+def _check_call(cancel: Any, progress: Any) -> None:
+    """Raise `OptionError` for anything else than a token and a function."""
+    arguments.instance("cancel", cancel, Cancel)
+    arguments.callback("progress", progress)
 
 
 @in_forked_children

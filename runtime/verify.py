@@ -12,17 +12,26 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .bundle.proof import OWN, Case, Proof
+from .claims import check_claims, check_tiles, lie
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
-from .errors import BundleError
+from .errors import BundleError, EngineError, RdsrError
 from .host import cpu
 from .metrics import psnr_drop, psnr_y
 from .pictures.arrays import from_graph
-from .pipelines import load_pipeline, pipeline_kind
+from .pipelines import Pipeline, load_pipeline, pipeline_kind
+from .trial import child_memory, child_seconds, raise_from_child, remember_passed
+from .trial_child import as_outcome, open_same
 
 __all__ = ["Variant", "Verification", "check_variants", "verify"]
 
 Report = Callable[[str], None] | None
 """Called with the name of each step when it begins, if given."""
+_DROP = 0.02
+"""dB by which a drop may differ on another machine: engines may differ from the torch model by half of that."""
+_MOST_OFF = 0.1
+"""Share of the bytes of one picture that may be off by more than a level."""
+_DROP_ELSEWHERE = 0.25
+"""dB by which a drop on pictures that the bundle does not carry may be lower than on those that it does."""
 Run = Callable[[Case], tuple[NDArray[np.float32] | None, NDArray[np.uint8]]]
 """Runs one case. Returns the output, sH×sW×3 at full range 1 (None if it has only 8 bits), and the 8-bit picture."""
 
@@ -72,6 +81,12 @@ class Verification:
         """Whether at least one variant ran on this machine, and all that ran passed."""
         verdicts = [v.passed for v in self.variants if v.passed is not None]
         return bool(verdicts) and all(verdicts)
+
+    def spare_trials(self) -> None:
+        """Remember what passed, so that the pipelines need no trial on this machine."""
+        for row in self.variants:
+            if row.passed and row.graph == self.bundle.manifest.graph("decoder", row.precision):
+                remember_passed(self.bundle.manifest, row.engine, row.precision)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form under `--json`."""
@@ -128,6 +143,8 @@ class _Int8Tally(_Tally):
         self.cases = proof.cases
         self.judging = {case.name for case in proof.judging}
         self.bytes = self.off = 0
+        self.wrong = False
+        """Whether a picture is wrong as a whole: a small one would disappear among the others."""
         self.differences: list[float] = []
         self.pictures: list[NDArray[np.uint8]] = []
 
@@ -135,8 +152,10 @@ class _Int8Tally(_Tally):
         if case.expected_int8 is None:
             raise BundleError(f"the proof has no int8 output for {case.name}")
         levels = np.abs(case.pick(picture).astype(np.int16) - case.expected_int8)
+        off = int((levels > 1).sum())
         self.bytes += levels.size
-        self.off += int((levels > 1).sum())
+        self.off += off
+        self.wrong = self.wrong or off > _MOST_OFF * levels.size
         self.worst = max(self.worst, float(levels.max()) / 255)
         self.pictures.append(picture)
         if case.hr is None:
@@ -151,7 +170,7 @@ class _Int8Tally(_Tally):
         """Whether bytes and PSNR equal those of the fake-quantized model, within the tolerances."""
         limits = self.proof.tolerances
         alike = bool(self.differences) and abs(float(np.mean(self.differences))) <= limits.int8_psnr_diff_db
-        return alike and self.off <= limits.int8_bytes_off * self.bytes
+        return alike and not self.wrong and self.off <= limits.int8_bytes_off * self.bytes
 
     def equals(self, other: _Int8Tally) -> bool:
         """Whether bytes and PSNR equal those of another variant, within the tolerances."""
@@ -182,14 +201,18 @@ def check_variants(
             if precision not in supported_precisions(backend):
                 continue
             if progress:
-                progress(f"{backend} {precision}")
+                progress(f"{backend} {precision}")  # loading it is a step of its own
             if precision == "bf16" and not cpu.has_bf16():
                 rows.append(Variant(precision, backend, decoder, None, None, (), None, "this CPU has no bf16"))
                 continue
-            for name, run in _runs(bundle, backend, precision, threads, proof.seed):
+            for name, run, pipeline in _runs(bundle, backend, precision, threads, proof.seed):
+                if progress:
+                    progress(f"{backend} {precision}, {name}")
                 tally = (_Int8Tally if precision == "int8" else _Tally)(proof)
                 for case in tally.cases:
                     tally.add(case, *run(case))
+                if pipeline is not None and precision != "bf16":  # whose kernels may round by the size of a tile
+                    check_tiles(bundle, pipeline)
                 equal = None
                 if isinstance(tally, _Int8Tally):
                     first = first or tally  # the other int8 variants have to equal the first, too
@@ -200,24 +223,27 @@ def check_variants(
     return tuple(rows)
 
 
-def _runs(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Iterator[tuple[str, Run]]:
+def _runs(
+    bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int
+) -> Iterator[tuple[str, Run, Pipeline | None]]:
     """Each graph's file name with its `Run`: the decoder's stands for the whole pipeline, then come the single graphs."""
     manifest = bundle.manifest
-    yield str(manifest.graph("decoder", precision)), _chain(bundle, backend, precision, threads, seed)
+    pipeline = load_pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
+    yield str(manifest.graph("decoder", precision)), _chain(pipeline), pipeline
+    del pipeline  # its memory, before the next one is loaded
     for role in ("model", "model_ir") if backend == "openvino" else ("model",):
         if (name := manifest.graph(role, precision)) is not None:
             graph = bundle.graph(manifest.role(role, precision))
             weights = bundle.read(str(manifest.graph("model_ir_weights", precision))) if role == "model_ir" else None
             session = load_session(graph, backend=backend, precision=precision, threads=threads, weights=weights)
-            yield name, _single(bundle, session)
+            yield name, _single(bundle, session), None
 
 
-def _chain(bundle: Bundle, backend: Backend, precision: Precision, threads: int, seed: int) -> Run:
+def _chain(pipeline: Pipeline) -> Run:
     """The pipeline of the bundle's process kind."""
-    pipeline = load_pipeline(bundle, backend=backend, precision=precision, threads=threads, seed=seed)
 
     def run(case: Case) -> tuple[NDArray[np.float32] | None, NDArray[np.uint8]]:
-        if precision == "int8":
+        if pipeline.precision == "int8":
             return None, pipeline.picture(case.lr)
         output = pipeline.run(case.lr)
         return output[0].transpose(1, 2, 0), from_graph(output, case.lr)
@@ -238,11 +264,71 @@ def _single(bundle: Bundle, session: Session) -> Run:
 
 
 def verify(bundle: Bundle, *, threads: int | None = None, progress: Report = None) -> Verification:
-    """Check every file of the bundle and run its proof again. Raises `BundleError` for a damaged bundle."""
+    """Check every file of the bundle, what its manifest claims about them, and run its proof again, in a child process.
+
+    Raises `BundleError` for a bundle that is damaged, lies, or makes an engine crash, hang or break a limit, and
+    `EngineError` if an engine, or the child process, cannot run at all.
+    """
+    from .host.watched import ChildLostError, Limits, call_watched  # few processes start others
+
     if progress:
         progress("checksums")
     bundle.check()
-    recorded = {str(row["precision"]) for row in bundle.manifest.variants}
-    precisions = [p for p in PRECISIONS if p in recorded]  # also those that failed at export
+    pipeline_kind(bundle.manifest)
     proof = Proof.of_bundle(bundle)
-    return Verification(bundle, check_variants(bundle, proof, precisions, threads=threads, progress=progress))
+    pixels = sum(case.lr.shape[0] * case.lr.shape[1] for case in proof.cases)
+    limits = Limits(child_seconds(bundle.manifest, pixels), child_memory(bundle.manifest, pixels))
+    facts = (str(bundle.path.absolute()), bundle.manifest.digest, threads)
+    try:
+        outcome = call_watched("rdsr.runtime.verify", "verify_here", facts, limits, progress=progress)
+    except ChildLostError as error:
+        raise BundleError(f"the bundle {bundle.path} is refused: the process that should verify it {error}") from error
+    except ChildProcessError as error:
+        raise EngineError(f"no process can be started to verify the bundle {bundle.path}: {error}") from error
+    raise_from_child(outcome)
+    sizes = [tuple((height, width) for height, width in row.pop("sizes")) for row in outcome["variants"]]
+    rows = tuple(Variant(**row, sizes=size) for row, size in zip(outcome["variants"], sizes, strict=True))
+    _check_drops(bundle, proof, rows)
+    verification = Verification(bundle, rows)
+    verification.spare_trials()
+    return verification
+
+
+def verify_here(path: str, digest: str, threads: int | None, step: Callable[[str], None]) -> dict[str, Any]:
+    """Load engines into this process, a child of `verify`. Returns the variants' fields, or a typed error."""
+    try:
+        bundle = open_same(path, digest)
+        check_claims(bundle, threads=threads or cpu.available_threads(), step=step)
+        recorded = {str(row["precision"]) for row in bundle.manifest.variants}
+        precisions = [p for p in PRECISIONS if p in recorded]  # also those that failed at export
+        rows = check_variants(bundle, Proof.of_bundle(bundle), precisions, threads=threads, progress=step)
+    except RdsrError as error:
+        return as_outcome(error)
+    return {"variants": [dataclasses.asdict(row) for row in rows]}
+
+
+def _check_drops(bundle: Bundle, proof: Proof, rows: Sequence[Variant]) -> None:
+    """Compare the drops that manifest and proof claim with those on the carried pictures. Raises `BundleError`."""
+    manifest = bundle.manifest
+    if manifest.seed != proof.seed:
+        raise lie(bundle, "seed", manifest.seed, proof.seed, "the proof's")
+    sets = manifest.quantization.get("datasets", [])
+    judges = [entry for entry in sets if isinstance(entry, dict) and entry.get("judges") and entry.get("dataset") != OWN]
+    for row in rows:
+        if row.psnr_drop_db is None or not row.passed:
+            continue
+        if row.precision == "fp32" and not abs(row.psnr_drop_db) <= _DROP:
+            how = "the PSNR-Y of its pictures in float32 is another one"
+            raise lie(bundle, "psnr_y with a drop of", 0, f"{row.psnr_drop_db:+.3f} dB", how)
+        below, above = (_DROP_ELSEWHERE, math.inf) if row.precision == "int8" and judges else (_DROP, _DROP)
+        claims = [
+            claim["psnr_drop_db"]
+            for claim in manifest.variants
+            if (claim["precision"], claim["engine"], claim["graph"]) == (row.precision, row.engine, row.graph)
+        ]
+        if row.precision == "int8":
+            claims += [proof.int8_drop_db, manifest.quantization.get("psnr_drop_db")]
+        for claimed in (float(claim) for claim in claims if isinstance(claim, (int, float))):
+            if not row.psnr_drop_db - below <= claimed <= row.psnr_drop_db + above:
+                how = f"dB, {row.precision} on {row.engine}, {row.graph}, on the pictures that it carries"
+                raise lie(bundle, "psnr_drop_db", f"{claimed:.4f}", f"{row.psnr_drop_db:.4f}", how)

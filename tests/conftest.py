@@ -58,10 +58,10 @@ def picture(height: int, width: int, channels: tuple[int, ...] = (3,), dtype: st
     return _RNG.integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype=dtype, endpoint=True)
 
 
-def run_alone(script: str, *arguments: object) -> str:
+def run_alone(script: str, *arguments: object, seconds: float = 300) -> str:
     """What an (indented) Python script prints in a process of its own, where no other test has touched memory or threads."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

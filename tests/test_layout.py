@@ -27,12 +27,12 @@ ALLOWED = {
     "runtime": set(),
 }
 RUNTIME_FLOORS = (
-    ("errors", "files", "metrics", "results", "timing"),
+    ("arguments", "errors", "files", "metrics", "results", "timing"),
     ("host",),
     ("bundle", "engines"),
-    ("choice", "pictures", "tiling"),
+    ("choice", "pictures", "tiling", "trial"),
     ("pipelines",),
-    ("batch", "describe", "done_files", "encoded", "file_plan", "inputs", "upscaler", "verify"),
+    ("batch", "claims", "describe", "done_files", "encoded", "file_plan", "inputs", "trial_child", "upscaler", "verify"),
 )
 """Rooms of `runtime/` from the ground up: a room uses those on its own floor and below."""
 HEAVY = {"torch", "onnx", "onnx_ir", "nncf", "onnxsim"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import shortened
+from ...models.files import read_small, reason_of
 from ..errors import BenchmarkError
 from ..report.tables import write_figure
 
@@ -14,6 +17,8 @@ __all__ = ["course", "plot_runs", "read_log"]
 
 _COLUMNS = {"step": "", "minutes": "", "pixel": "0", "psnr_y": "0"}
 """Columns that a log must have → number that stands for an empty cell; step and minutes must not be empty."""
+MOST_BYTES = 2**26
+"""Most bytes of a log; a row takes some 100."""
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -21,13 +26,12 @@ def read_log(path: Path) -> list[dict[str, str]]:
     """Rows of a run folder's log.csv, or of a copy of one. Raises `BenchmarkError` if the file is not such a log."""
     log = path / "log.csv" if path.is_dir() else path
     try:
-        with log.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_small(log, MOST_BYTES).decode(), newline="")))
         if rows and None in rows[-1].values():
             del rows[-1]  # cut short while it was written
         valid = bool(rows) and all(float(row[name] or empty) >= 0 for row in rows for name, empty in _COLUMNS.items())
     except OSError as error:
-        raise BenchmarkError(f"cannot read the log {log}: {error.strerror}") from error
+        raise BenchmarkError(f"cannot read the log {shortened(log)}: {reason_of(error)}") from error
     except (KeyError, ValueError, csv.Error):  # no such column, a cell without a number, or no text
         valid = False
     if not valid:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...models.downscaling import bicubic_downscale, crop_to_multiple
-from ...models.training.data import find_pictures
+from ...models.downscaling import bicubic_downscale
+from ...models.training.data import MAX_PIXELS, find_pictures
 from ...models.training.errors import TrainingError
 from ...runtime.bundle.proof import OWN
 from ...runtime.errors import PictureError
-from ...runtime.pictures.reading import read_rgb
+from ...runtime.pictures.reading import open_picture, read_rgb
 from ..errors import ExportError
 
 __all__ = ["CalibrationPicture", "read_calibration"]
@@ -25,6 +26,8 @@ MAX_PICTURES = 48
 """Largest number of pictures that are read, taken evenly from the sorted list."""
 MAX_SIDE = 128
 """Largest height and width in LR pixels. The middle is cut out of larger pictures."""
+_MARGIN = 4
+"""LR pixels around the middle. The bicubic kernel reaches two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +60,11 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
     pictures: list[CalibrationPicture] = []
     for path in paths:
         try:
-            pair = _pair(path, scale)
-        except PictureError as error:
-            logger.warning("calibration leaves out a picture: %s", error)
+            lr, hr = _pair(path, scale)
+        except (PictureError, MemoryError) as error:
+            reason = error if isinstance(error, PictureError) else f"there is not enough memory for {path}"
+            logger.warning("calibration leaves out a picture: %s", reason)
             continue
-        lr, hr = (_middle(picture, unit) for picture, unit in zip(pair, (1, scale), strict=True))
         inside = hr[scale:-scale, scale:-scale]  # the part that PSNR compares
         judges = min(hr.shape[:2]) > 4 * scale and int(inside.max()) - int(inside.min()) > 8
         pictures.append(CalibrationPicture(path.stem, dataset, lr, hr, len(pictures) % 3 == 2 and judges))
@@ -71,21 +74,37 @@ def read_calibration(folder: Path, scale: int) -> list[CalibrationPicture]:
 
 
 def _pair(path: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(LR, HR) of one original. A data set's own LR is taken if its size is right. Raises `PictureError`."""
-    picture = read_rgb(path)
+    """(LR, HR), the middles of one picture. A data set's own LR is taken if its size is right. Raises `PictureError`."""
+    picture = _read(path)
     short = [(0, max(0, scale - side)) for side in picture.shape[:2]]  # one LR pixel needs `scale` HR pixels
-    hr = crop_to_multiple(np.pad(picture, [*short, (0, 0)], mode="edge"), scale)
+    if any(after for _, after in short):
+        picture = np.pad(picture, [*short, (0, 0)], mode="edge")
+    size = tuple(side // scale for side in picture.shape[:2])
+    middle = [(max(0, side - MAX_SIDE) // 2, min(side, max(0, side - MAX_SIDE) // 2 + MAX_SIDE)) for side in size]
+    hr = _cut(picture, middle, scale)
     if path.parent.name == "HR":
         lr = None
         with contextlib.suppress(PictureError):
-            lr = read_rgb(path.parent.parent / f"LRx{scale}" / path.name)
-        if lr is not None and (lr.shape[0] * scale, lr.shape[1] * scale) == hr.shape[:2]:
-            return lr, hr
-    return bicubic_downscale(hr, scale), hr
+            lr = _read(path.parent.parent / f"LRx{scale}" / path.name)
+        if lr is not None and lr.shape[:2] == size:
+            return _cut(lr, middle, 1), hr
+    # With a margin wider than the kernel, the LR of the middle is that of the whole picture.
+    wider = [(max(0, begin - _MARGIN), min(side, end + _MARGIN)) for (begin, end), side in zip(middle, size, strict=True)]
+    lr = bicubic_downscale(_cut(picture, wider, scale), scale)
+    inside = [(begin - outer, end - outer) for (begin, end), (outer, _) in zip(middle, wider, strict=True)]
+    return _cut(lr, inside, 1), hr
 
 
-def _middle(picture: NDArray[np.uint8], unit: int) -> NDArray[np.uint8]:
-    """The middle of a picture, at most `MAX_SIDE` LR pixels high and wide. One LR pixel is `unit` pixels wide in it."""
-    top, left = (max(0, length // unit - MAX_SIDE) // 2 * unit for length in picture.shape[:2])
-    side = MAX_SIDE * unit
-    return np.ascontiguousarray(picture[top : top + side, left : left + side])
+def _read(path: Path) -> NDArray[np.uint8]:
+    """The picture as H×W×3; `PictureError` also if its header claims more than `MAX_PIXELS`."""
+    with open_picture(path) as picture:
+        height, width = picture.header.height, picture.header.width
+    if height * width > MAX_PIXELS:
+        raise PictureError(f"{path} has {width}×{height} pixels, more than the limit of {MAX_PIXELS}")
+    return read_rgb(path)
+
+
+def _cut(picture: NDArray[np.uint8], window: Sequence[tuple[int, int]], unit: int) -> NDArray[np.uint8]:
+    """A copy of a window (rows, columns) that is counted in LR pixels, each `unit` pixels wide in the picture."""
+    (top, bottom), (left, right) = window
+    return picture[top * unit : bottom * unit, left * unit : right * unit].copy()

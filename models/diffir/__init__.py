@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from ..shapes import Shapes, parts_found
 from .config import OFFICIAL_X4, DiffIRConfig
 from .network import DiffIR
 
-__all__ = ["OFFICIAL_X4", "DiffIR", "DiffIRConfig", "config_from_shapes", "matches", "settle"]
+__all__ = ["DERIVED", "OFFICIAL_X4", "DiffIR", "DiffIRConfig", "config_from_shapes", "matches", "settle"]
 
+DERIVED = ("diffusion.",)
+"""Prefix of the tensors that repeat others, or follow from β."""
 _REPEATED = {"diffusion.model.": "denoise.", "diffusion.condition.": "condition."}
 """Prefix of repeated keys → prefix of kept keys: released checkpoints hold denoiser and condition encoder twice."""
 _PARTS = ("G.patch_embed.proj.", "G.encoder_level1.", "G.latent.", "G.refinement.", "condition.E.", "denoise.resmlp.")
@@ -36,28 +39,26 @@ def config_from_shapes(shapes: Shapes) -> DiffIRConfig:
     return DiffIRConfig.from_shapes(shapes)
 
 
-def settle(config: DiffIRConfig, tensors: dict[str, Tensor]) -> tuple[DiffIRConfig, dict[str, Tensor]]:
-    """Take β from the checkpoint, and drop the tensors that repeat others or follow from β.
+def settle(config: DiffIRConfig, shapes: Shapes, read: Callable[[str], Tensor]) -> DiffIRConfig:
+    """Take β from the checkpoint, and check the tensors that repeat others. `read` gives the tensor of a name.
 
     Raises `CheckpointError` if a repeated tensor differs from the one kept, or if β are not linear in √β.
     """
-    kept = {key: value for key, value in tensors.items() if not key.startswith("diffusion.")}
-    for key, value in tensors.items():
+    for key, shape in shapes.items():
         for repeated, prefix in _REPEATED.items():
             if key.startswith(repeated):
                 name = prefix + key.removeprefix(repeated)
-                if name not in kept or kept[name].shape != value.shape or not torch.equal(kept[name], value):
+                if shapes.get(name) != shape or not torch.equal(read(name), read(key)):
                     raise CheckpointError(f"tensor {key} should repeat {name} and does not")
-    betas = tensors.get("diffusion.betas")
-    if betas is not None:
-        values = [float(b) for b in betas.double().flatten()]
-        if not values or not all(0 < b < 1 for b in values):
+    if "diffusion.betas" in shapes:
+        values = [float(b) for b in read("diffusion.betas").double()]
+        if not all(0 < b < 1 for b in values):
             raise CheckpointError("tensor diffusion.betas holds values outside 0 … 1")
         if not _are_linear(values, values[0], values[-1]):
             raise CheckpointError("tensor diffusion.betas is not linear in √β, the only known schedule of DiffIR")
         if not _are_linear(values, config.beta_start, config.beta_end):
             config = dataclasses.replace(config, beta_start=values[0], beta_end=values[-1])
-    return config, kept
+    return config
 
 
 def _are_linear(betas: list[float], first: float, last: float) -> bool:

@@ -56,10 +56,10 @@ class DiffIRConfig(BaseConfig):
             dim=(8, 1024), num_refinement_blocks=(0, 256), n_encoder_res=(0, 256), n_denoise_res=(0, 64), steps=(1, 1000)
         )
         check_betas(self.beta_start, self.beta_end)
-        for name, length in (("num_blocks", 4), ("heads", 4), ("ffn_hidden", 5)):
+        for name, length, most in (("num_blocks", 4, 256), ("heads", 4, 1024), ("ffn_hidden", 5, 65536)):
             values = tuple(getattr(self, name))
-            if len(values) != length or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f"{name} must be {length} whole numbers of at least 1, not {getattr(self, name)!r}")
+            if len(values) != length or any(type(v) is not int or not 1 <= v <= most for v in values):
+                raise ValueError(f"{name} must be {length} whole numbers from 1 to {most}, not {getattr(self, name)!r}")
             object.__setattr__(self, name, values)
         if any(self.dim * 2**level % heads for level, heads in enumerate(self.heads)):
             raise ValueError(f"heads must divide the channels of their levels, not {self.heads} for dim {self.dim}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..shapes import check_tensors
+from ..shapes import check_shapes
 from .config import RDSRConfig
 from .network import RDSR
 
@@ -36,7 +36,8 @@ def grow(tensors: Mapping[str, Tensor], old: RDSRConfig, network: RDSR) -> dict[
     new = network.config
     _check_sizes(old, new)
     with torch.device("meta"):
-        check_tensors(tensors, _within_parts(RDSR(old).state_dict(), tensors))
+        wanted = _within_parts(RDSR(old).state_dict(), tensors)
+    check_shapes(*({key: tuple(value.shape) for key, value in state.items()} for state in (tensors, wanted)))
     fresh = network.state_dict()
     where = depth_map(old.depth, new.depth)
     grown = {name: _widened(name, value, fresh[name]) for key, value in tensors.items() for name in [_renamed(key, where)]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 def find_config(name: Path) -> Path:
     """The file of that name if it exists, else the shipped preset ("small-stage1"), else the name as a path."""
     preset = Path(__file__).parent / "presets" / f"{name}.toml"
-    return name if name.is_file() or not preset.is_file() else preset
+    return name if os.path.isfile(name) or not os.path.isfile(preset) else preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

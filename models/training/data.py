@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ MAX_PIXELS = 2**27
 """Most pixels of a training picture, checked before it is decoded."""
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
 logger = logging.getLogger(__name__)
+# Pictures beyond our own limit are refused; those below it, which Pillow would warn of, are meant.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _LOW_RESOLUTION = re.compile(r"^LRx\d|_LR(_|$)")
 Rgb = NDArray[np.uint8]
@@ -43,6 +46,11 @@ class Picture(NamedTuple):
     """The result that a network must learn, of HR's size: the original, or its mix with a teacher's picture."""
 
 
+class _Loaded(NamedTuple):
+    picture: Picture
+    taught: bool
+
+
 class Batch(NamedTuple):
     """N patches of one size."""
 
@@ -57,22 +65,32 @@ class Batch(NamedTuple):
 
 
 def read_rgb(path: Path) -> Rgb | None:
-    """Read a picture file as H×W×3 uint8 RGB; None if it cannot be read, or its header claims more than `MAX_PIXELS`.
+    """Read a picture file as H×W×3 uint8 RGB. None, and a warning that names it, if it cannot be used.
 
-    This is not the runtime's reader, because training also runs on machines that have no libvips. The picture is turned
-    upright; deeper samples are rounded to 8 bits; alpha is dropped.
+    That is: it cannot be read, there is not enough memory, or its header claims more than `MAX_PIXELS`. This is not the
+    runtime's reader, because training also runs on machines that have no libvips. The picture is turned upright; deeper
+    samples are rounded to 8 bits; alpha is dropped.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                logger.warning("%s has %d×%d pixels, more than the limit of %d", path, image.width, image.height, MAX_PIXELS)
-                return None
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-                grey = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
-                return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.width * image.height <= MAX_PIXELS:
+                return _decoded(image)
+            reason = f"it has {image.width}×{image.height} pixels, more than the limit of {MAX_PIXELS}"
+    except Image.DecompressionBombError:  # Pillow's own limit is higher than ours
+        reason = f"it has more pixels than the limit of {MAX_PIXELS}"
+    except MemoryError:
+        reason = "there is not enough memory for it"
     except Exception:  # decoders raise almost any kind for a damaged file
-        return None
+        reason = "it is not a readable picture"
+    logger.warning("left out %s: %s", path, reason)
+    return None
+
+
+def _decoded(image: Image.Image) -> Rgb:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+        grey = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def find_pictures(folders: Sequence[Path]) -> list[Path]:
@@ -88,7 +106,8 @@ def named_pictures(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: list[tuple[Path, Path]] = []
     for folder in folders:
         if not folder.is_dir():
-            raise TrainingError(f"the data folder {folder} does not exist")
+            fault = "is not a folder" if folder.exists() else "does not exist"
+            raise TrainingError(f"the data folder {folder} {fault}")
         pictures = [
             (path.relative_to(folder).with_suffix(""), path)
             for path in sorted(folder.rglob("*"))
@@ -120,12 +139,12 @@ class PatchSource:
         photo: PhotoDegradations | None = None,
         first: tuple[int, int] = (0, 0),
     ) -> None:
-        """Decode every picture. Unreadable ones and ones smaller than the smallest patch are named once and left out.
+        """Decode every picture. Ones that cannot be used (`read_rgb`) or are smaller than a patch are named and left out.
 
         `teachers`: folders that mirror the data folders and hold a teacher's picture for some originals (of two for one
-        original, the first counts); the target is `teacher_weight` of it and the rest of the original. `photo`: LR patches
-        are degraded at random instead of bicubic. `first`: (steps, LR patch side) of the first steps, whose batches hold
-        exactly as many patches as asked for.
+        original, the first counts; one that cannot be read counts for nothing); the target is `teacher_weight` of it and the
+        rest of the original. `photo`: LR patches are degraded at random instead of bicubic. `first`: (steps, LR patch side)
+        of the first steps, whose batches hold exactly as many patches as asked for.
 
         `TrainingError` if no picture is left for one of the patch sizes, or a teacher's picture has another size than its
         original cropped to a multiple of the scale.
@@ -145,9 +164,9 @@ class PatchSource:
         if self._small:
             shown = ", ".join(sorted(self._small)[:5]) + (", …" if len(self._small) > 5 else "")
             logger.warning("left out %d pictures smaller than a patch (%s)", len(self._small), shown)
-        used = {path: picture for path, picture in zip(paths, loaded, strict=True) if picture is not None}
-        self.pictures = list(used.values())
-        self.taught = sum(path in teacher_of for path in used)
+        used = {path: each for path, each in zip(paths, loaded, strict=True) if each is not None}
+        self.pictures = [each.picture for each in used.values()]
+        self.taught = sum(each.taught for each in used.values())
         """Number of pictures that have a teacher's picture."""
         if teachers and self.taught < len(used):
             untaught = len(used) - self.taught
@@ -162,21 +181,26 @@ class PatchSource:
                     f"none of the {len(paths)} pictures can be used for patches of {patch} LR pixels, "
                     f"which need at least {patch * scale} pixels a side"
                 )
-        seen = [(path.name, picture.hr.shape, *(["taught"] * (path in teacher_of))) for path, picture in used.items()]
+        seen = [(path.name, each.picture.hr.shape, *(["taught"] * each.taught)) for path, each in used.items()]
         self.digest = hashlib.sha256(repr(seen).encode()).hexdigest()
         """sha256 of the pictures' names and sizes and of which have a teacher's; a resumed run must find the same."""
 
-    def _load(self, path: Path, teacher: Path | None, weight: float) -> Picture | None:
+    def _load(self, path: Path, teacher: Path | None, weight: float) -> _Loaded | None:
+        """A picture, and whether it has a teacher's; None if it cannot be used, which is named then."""
         picture = read_rgb(path)
         if picture is None:
-            logger.warning("left out %s: not a readable picture", path)
             return None
-        hr = crop_to_multiple(picture, self.scale)
-        if min(hr.shape[:2]) < min(self.patch_sizes) * self.scale:
-            self._small.append(path.name)
+        try:
+            hr = crop_to_multiple(picture, self.scale)
+            if min(hr.shape[:2]) < min(self.patch_sizes) * self.scale:
+                self._small.append(path.name)
+                return None
+            target = None if teacher is None else _taught(hr, teacher, weight)
+            lr = bicubic_downscale(hr, self.scale)
+        except MemoryError:
+            logger.warning("left out %s: there is not enough memory for it", path)
             return None
-        target = hr if teacher is None else _taught(hr, teacher, weight)
-        return Picture(hr, bicubic_downscale(hr, self.scale), target)
+        return _Loaded(Picture(hr, lr, hr if target is None else target), target is not None)
 
     def batch(self, step: int, size: int) -> Batch:
         """Draw a batch of about `size` patches (at the first patch size)."""
@@ -230,11 +254,11 @@ class PatchSource:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _taught(hr: Rgb, path: Path, weight: float) -> Rgb:
-    """Mix an original with its teacher's picture, rounded to 8 bits."""
+def _taught(hr: Rgb, path: Path, weight: float) -> Rgb | None:
+    """Mix an original with its teacher's picture, rounded to 8 bits; None if that cannot be read."""
     teacher = read_rgb(path)
     if teacher is None:
-        raise TrainingError(f"the teacher's picture {path} is not a readable picture")
+        return None
     if teacher.shape != hr.shape:
         sizes = (f"{picture.shape[0]}×{picture.shape[1]}" for picture in (teacher, hr))
         raise TrainingError("the teacher's picture {} has {} pixels, its original {}".format(path, *sizes))

@@ -70,12 +70,16 @@ def pack(
     return f"{target}: {count} pictures of up to {side}×{side}, {len(content) / MEGABYTE:.1f} MiB"
 
 
-def _crops(originals: Mapping[Path, Path], teachers: Mapping[Path, Path], side: int) -> dict[str, bytes]:
-    """File name in the archive → JPEG of at most `side` pixels a side; original and teacher's are cut at the same place."""
+def _crops(originals: dict[Path, Path], teachers: dict[Path, Path], side: int) -> dict[str, bytes]:
+    """File name in the archive → JPEG of at most `side` pixels a side; original and teacher's are cut at the same place.
+
+    Pictures that cannot be used are taken out of `originals` and `teachers`, so that each is named once.
+    """
     files = {}
-    for name, path in originals.items():
+    for name, path in list(originals.items()):
         picture = read_rgb(path)
         if picture is None or min(picture.shape[:2]) < _SMALLEST_CROP:
+            del originals[name]
             continue
         picture = crop_to_multiple(picture, 4)
         height, width = picture.shape[:2]
@@ -84,7 +88,11 @@ def _crops(originals: Mapping[Path, Path], teachers: Mapping[Path, Path], side: 
         cut = slice(top, min(height, top + side)), slice(left, min(width, left + side))
         files[f"train/{name}.jpg"] = _jpeg(picture[cut])
         taught = read_rgb(teachers[name]) if name in teachers else None
-        if taught is not None:
+        if taught is None:
+            teachers.pop(name, None)
+        elif taught.shape != picture.shape:
+            raise TrainingError(f"the teacher's picture {teachers[name]} has another size than its original {path}")
+        else:
             files[f"teacher/{name}.jpg"] = _jpeg(taught[cut])
     return files
 

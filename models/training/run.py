@@ -16,12 +16,13 @@ from ..int8.samples import sample_of, with_hard_edges
 from ..rdsr.config import RDSRConfig
 from ..rdsr.grow import grow
 from ..rdsr.network import RDSR
-from ..registry import ARCHITECTURES, config_from_metadata, load_model, resolve_checkpoint
+from ..registry import ARCHITECTURES, as_weights, config_from_metadata, load_model, resolve_checkpoint
 from .config import TrainConfig
 from .data import PatchSource, Rgb
 from .errors import TrainingError
+from .run_lock import run_lock
 from .trainer import Trainer, read_state
-from .validation import load_pairs
+from .validation import Pair, load_pairs
 
 __all__ = ["train"]
 
@@ -31,6 +32,10 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     tensors, metadata = read_checkpoint(path)
     # A quantized decoder belongs to the weights that it was trained from, which change now.
     tensors = {key: value for key, value in tensors.items() if not key.startswith("quantized.")}
+    try:
+        tensors = {key: as_weights(key, value) for key, value in tensors.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     wanted = network.state_dict()
     if grown:
         try:
@@ -109,11 +114,9 @@ def train(
 ) -> Path:
     """Run one stage, or about `seconds` of it; returns the path of the checkpoint with the EMA weights.
 
-    Resuming a finished run changes nothing. `hold`: see `Trainer`. Raises `TrainingError` or `CheckpointError`; if config,
-    data or folder do not fit, nothing has been written then.
+    Resuming a finished run changes nothing. `hold`: see `Trainer`. Raises `TrainingError` or `CheckpointError`, also if
+    another process trains in the folder; if config, data or folder do not fit, nothing has been written then.
     """
-    if not resume and (folder / "state.pt").exists():
-        raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
     if not config.data:
         raise TrainingError("there is nothing to train on: name folders of pictures with data in the config or --data")
     if device not in ("auto", "cpu", "cuda"):
@@ -124,15 +127,38 @@ def train(
     start = ("grow", "a smaller network") if config.grow else (config.stage, starts.get(config.stage))
     if start[1] and not (config.init or resume):
         raise TrainingError(f"{start[0]} starts from {start[1]}: name its file with init in the config or --init")
-    torch.manual_seed(config.seed)
-    state = read_state(folder, config) if resume else None
-    if state is not None and state["step"] >= config.iterations:
+    if resume and read_state(folder, config)["step"] >= config.iterations:
         return folder / "ema.safetensors"
+    with run_lock(folder):
+        if not resume and (folder / "state.pt").exists():
+            raise TrainingError(f"{folder} already holds a run; continue it with --resume or choose another folder")
+        state = read_state(folder, config) if resume else None
+        torch.manual_seed(config.seed)
+        network, source, pairs = _prepared(config, folder, state is not None, validation)
+        try:
+            trainer = Trainer(
+                config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress, hold=hold
+            )
+            if state is not None:
+                trainer.resume(state)
+            trainer.run(seconds)
+        except (OSError, OutputError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"cannot write the run folder {folder}: {reason}; a previous checkpoint is unchanged"
+            ) from error
+    return folder / "ema.safetensors"
+
+
+def _prepared(
+    config: TrainConfig, folder: Path, resume: bool, validation: Path | None
+) -> tuple[RDSR, PatchSource, list[Pair]]:
+    """Network, training pictures and validation pairs of a run."""
     if config.stage == "qat":
         network = _finished_network(folder / "ema.safetensors" if resume else resolve_checkpoint(config.init))
     else:
         network = RDSR(config.network_config())
-        if state is None and config.init:
+        if not resume and config.init:
             _start_from(network, resolve_checkpoint(config.init), config.stage, grown=config.grow)
     photo = config.photo_degradations()
     pairs = load_pairs(validation, network.config.scale, photo=photo is not None) if validation else []
@@ -148,14 +174,4 @@ def train(
     )
     if config.stage == "qat" and network.quantized is None:
         _quantize(network, source, black_and_white=config.black_and_white > 0)
-    try:
-        trainer = Trainer(
-            config, network, source, folder, pairs=pairs, device=device, threads=threads, progress=progress, hold=hold
-        )
-        if state is not None:
-            trainer.resume(state)
-        trainer.run(seconds)
-    except (OSError, OutputError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TrainingError(f"cannot write the run folder {folder}: {reason}; a previous checkpoint is unchanged") from error
-    return folder / "ema.safetensors"
+    return network, source, pairs

@@ -14,14 +14,16 @@ class Stop:
     """`asked` is true once somebody wants the work to stop. Signal handlers set it, which must not touch locks."""
 
     asked = False
+    number: int | None = None
+    """The signal that asked."""
 
 
 @contextlib.contextmanager
 def stop_on(*numbers: signal.Signals, once: bool = False) -> Iterator[Stop]:
     """Turn these signals into a wish to stop, even if the shell had them ignored.
 
-    With `once`, only the first: the next one does what it did before. Signals can be caught in the main thread only;
-    elsewhere nothing changes.
+    With `once`, only the first: the next one, of either kind, does what it did before. Signals can be caught in the main
+    thread only; elsewhere nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -30,9 +32,10 @@ def stop_on(*numbers: signal.Signals, once: bool = False) -> Iterator[Stop]:
     previous = {number: signal.getsignal(number) for number in numbers}
 
     def ask(number: int, _: object) -> None:
-        stop.asked = True
+        stop.asked, stop.number = True, number
         if once:
-            signal.signal(number, previous[signal.Signals(number)])
+            for each, handler in previous.items():
+                signal.signal(each, handler)
 
     for number in numbers:
         signal.signal(number, ask)

@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from ...errors import shortened
+from ..files import read_small, reason_of
 from .errors import TrainingError
 
 __all__ = ["read_toml"]
@@ -14,8 +16,8 @@ __all__ = ["read_toml"]
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Read a TOML file; `TrainingError` if it cannot be read or is not TOML. `what` names its kind, e.g. "config"."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small(path).decode())
     except OSError as error:
-        raise TrainingError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"cannot read the {what} {shortened(path)}: {reason_of(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is not valid TOML: {error}") from error

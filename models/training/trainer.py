@@ -69,8 +69,16 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
         raise TrainingError(f"{path} is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict) or not {"config", "step", "data", "network", "ema"} <= set(state):
         raise TrainingError(f"{path} is damaged: it is not the state of a training run")
+    if not isinstance(state["step"], int) or not isinstance(state["config"], str):
+        raise TrainingError(f"{path} is damaged: it is not the state of a training run")
+    try:
+        saved = json.loads(state["config"])
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is damaged: its config is no JSON") from error
+    if not isinstance(saved, dict):
+        raise TrainingError(f"{path} is damaged: its config is no JSON object")
     # Fields that are newer than the run have their defaults there.
-    before, now = TrainConfig.from_values(json.loads(state["config"]), str(path)).to_dict(), config.to_dict()
+    before, now = TrainConfig.from_values(saved, str(path)).to_dict(), config.to_dict()
     free = ("checkpoint_minutes", "validate_every", "init", "data", "teacher")
     if differ := [k for k in now if k not in free and before.get(k) != now[k]]:
         changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
@@ -178,10 +186,16 @@ class Trainer:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of `read_state`; `TrainingError` if the run was trained on other pictures."""
-        for left_over in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            left_over.unlink()
         if state["data"] != self.data.digest:
             raise TrainingError(f"{self.folder} was trained on other pictures than those of --data and --teacher")
+        try:
+            self._take(state)
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(f"{self.folder / 'state.pt'} is damaged ({type(error).__name__})") from error
+        self._trim_log()
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Everything that `save` wrote. Raises what torch raises for what does not fit."""
         self.network.load_state_dict(state["network"])
         self.ema = {k: v.to(self.device) for k, v in state["ema"].items()}
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -189,15 +203,17 @@ class Trainer:
         self.step, self.skipped = state["step"], state["skipped"]
         self.running_loss, self.seconds_before = state["running_loss"], state["seconds"]
         self.sums, self.best = state["sums"], state.get("best")
-        self._trim_log()
 
     def _trim_log(self) -> None:
         """Drop the rows after the last checkpoint; training writes them again."""
         path = self.folder / "log.csv"
         if path.is_file():
-            with path.open(newline="") as file:
-                # A row that was cut short (by a kill or a full disk) has no last field.
-                rows = [r for r in csv.DictReader(file) if r["psnr_y"] is not None and int(r["step"]) <= self.step]
+            try:
+                with path.open(newline="") as file:
+                    # A row that was cut short (by a kill or a full disk) has no last field.
+                    rows = [r for r in csv.DictReader(file) if r["psnr_y"] is not None and int(r["step"]) <= self.step]
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise TrainingError(f"{path} is damaged: it is not the log of a training run") from error
             text = io.StringIO(newline="")
             writer = csv.DictWriter(text, LOG_FIELDS)
             writer.writeheader()
@@ -290,11 +306,17 @@ class Trainer:
     def run(self, seconds: float | None = None) -> None:
         """Train until the configured iterations are done, or for about `seconds`, then write a checkpoint.
 
-        The first Ctrl-C finishes the step in hand, writes a checkpoint and raises `KeyboardInterrupt`. A second one does not
-        wait: resuming then starts from the previous checkpoint. `TrainingError` if the run diverges.
+        The first Ctrl-C or SIGTERM finishes the step in hand, writes a checkpoint and raises `KeyboardInterrupt` or what the
+        handler of SIGTERM raises (without one, `SystemExit`). A second one does not wait: resuming then starts from the
+        previous checkpoint. `TrainingError` if the run diverges.
         """
-        with stop_on(signal.SIGINT, once=True) as self.stop:
+        with stop_on(signal.SIGINT, signal.SIGTERM, once=True) as self.stop:
             self._run(seconds)
+        if self.stop.number == signal.SIGTERM:
+            handler = signal.getsignal(signal.SIGTERM)
+            if callable(handler):
+                handler(signal.SIGTERM, None)
+            raise SystemExit(128 + signal.SIGTERM)
         if self.stop.asked:
             raise KeyboardInterrupt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from .data import Rgb, read_rgb
 from .errors import TrainingError
 
 __all__ = ["Pair", "Predict", "as_tensor", "load_pairs", "mean_psnr_y"]
+
+logger = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
@@ -37,30 +40,35 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 def load_pairs(folder: Path, scale: int, *, photo: bool = False) -> list[Pair]:
     """Read the pairs `HR/NAME.png`, `LRx{scale}/NAME.png` of a data set folder; a missing LR is made by bicubic downscaling.
 
-    `photo`: instead, each picture comes once with each of `TEST_DEGRADATIONS`. `TrainingError` for a folder without
-    HR/*.png, an unreadable picture, or an LR of the wrong size.
+    `photo`: instead, each picture comes once with each of `TEST_DEGRADATIONS`. A picture that cannot be read is named and
+    left out, with its pair. `TrainingError` for a folder without HR/*.png that can be used, or an LR of the wrong size.
     """
     pairs = []
-    for path in sorted((folder / "HR").glob("*.png")):
+    paths = [path for path in sorted((folder / "HR").glob("*.png")) if path.is_file()]
+    for path in paths:
         picture = read_rgb(path)
         if picture is None:
-            raise TrainingError(f"{path} is not a readable picture")
+            continue
         hr = crop_to_multiple(picture, scale)
+        if min(hr.shape[:2]) <= 2 * scale:
+            logger.warning("left out %s: nothing is left of it without a border of %d pixels", path, scale)
+            continue
         if photo:
             for name, degradation in TEST_DEGRADATIONS.items():
                 pairs.append(Pair(hr, degrade_for_test(hr, scale, name, path.stem), degradation))
         else:
-            pairs.append(Pair(hr, _low_resolution(folder / f"LRx{scale}" / path.name, path, hr, scale), Degradation()))
-    if not pairs:
+            lr = _low_resolution(folder / f"LRx{scale}" / path.name, path, hr, scale)
+            pairs += [] if lr is None else [Pair(hr, lr, Degradation())]
+    if not paths:
         raise TrainingError(f"the validation folder {folder} holds no HR/*.png")
+    if not pairs:
+        raise TrainingError(f"none of the {len(paths)} pictures in {folder}/HR can be used for validation")
     return pairs
 
 
-def _low_resolution(low: Path, path: Path, hr: Rgb, scale: int) -> Rgb:
+def _low_resolution(low: Path, path: Path, hr: Rgb, scale: int) -> Rgb | None:
     lr = read_rgb(low) if low.is_file() else bicubic_downscale(hr, scale)
-    if lr is None:
-        raise TrainingError(f"{low} is not a readable picture")
-    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+    if lr is not None and (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         raise TrainingError(f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{scale} of {path}")
     return lr
 

@@ -6,10 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
+from ...errors import shortened
+from ..arguments import path_of, shown
 from ..errors import BundleError
-from ..files import read_regular
-from .manifest import Manifest, canonical_json, is_onnx, parse_manifest
-from .onnx_wire import refers_outside
+from ..files import digest_regular, read_regular
+from .graph import GraphError
+from .graph_check import check_graph
+from .manifest import Manifest, canonical_json, check_json, is_onnx, parse_manifest
 
 __all__ = ["Bundle", "default_bundle_path"]
 
@@ -29,21 +32,32 @@ class Bundle:
 
     def __init__(self, path: Path | str | None = None) -> None:
         """Open the bundle at `path` (None: the one that the package carries)."""
-        self.path = default_bundle_path() if path is None else Path(path)
-        if not self.path.is_dir():
-            reason = "not a folder" if self.path.exists() else "not found"
-            raise BundleError(f"there is no bundle at {self.path}: {reason}")
+        found = default_bundle_path() if path is None else path_of(path)
+        if found is None:
+            raise BundleError(f"a bundle is opened by the path of its folder, not by {shown(path)}")
+        self.path = found
+        self._checked: set[str] = set()
+        """Roles whose graphs were checked; the checksum says that they have not changed since."""
+        try:
+            reason = None if self.path.is_dir() else "not a folder" if self.path.exists() else "not found"
+        except (OSError, ValueError) as error:  # a name that no file can have
+            reason = getattr(error, "strerror", None) or str(error)
+        if reason is not None:
+            raise BundleError(f"there is no bundle at {str(self.path)[:200]}: {reason}")
         try:
             raw = read_regular(self.path / "manifest.json", _MAX_MANIFEST)
         except OSError as error:
             raise BundleError(f"{self.path} is no bundle: cannot read manifest.json ({error.strerror})") from error
         try:
             content = json.loads(raw.decode("utf-8"))
+            check_json(content)
             self.manifest = parse_manifest(content)
             canonical = canonical_json(content)
         except BundleError as error:
-            raise BundleError(f"the bundle {self.path} is refused: {error}") from error
-        except (ValueError, RecursionError) as error:
+            raise BundleError(f"the bundle {self.path} is refused: {shortened(error)}") from error
+        except RecursionError:
+            raise BundleError(f"the bundle {self.path} is refused: manifest.json is nested too deep") from None
+        except ValueError as error:
             raise BundleError(f"the bundle {self.path} is refused: manifest.json is not valid JSON") from error
         if canonical != raw:
             raise BundleError(f"the bundle {self.path} is refused: manifest.json was changed after it was written")
@@ -53,34 +67,55 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """The bytes of one of the manifest's files, checked against its checksum."""
-        if name not in self.manifest.files:
-            raise BundleError(f"the bundle {self.path} has no file {name}")
-        digest, size = self.manifest.files[name]
+        digest, size = self._entry(name)
         try:
             content = read_regular(self.path / name, size)
         except OSError as error:
-            raise BundleError(f"the bundle {self.path} is damaged: cannot read {name} ({error.strerror})") from error
+            raise self._damaged(f"cannot read {name} ({error.strerror})") from error
+        except MemoryError:
+            raise BundleError(f"{name} of the bundle {self.path} has {size} bytes, which do not fit into memory") from None
         if len(content) != size:
-            raise BundleError(f"the bundle {self.path} is damaged: {name} has {len(content)} bytes, not {size}")
+            raise self._damaged(f"{name} has {len(content)} bytes, not {size}")
         if hashlib.sha256(content).hexdigest() != digest:
-            raise BundleError(f"the bundle {self.path} is damaged: {name} does not match its checksum")
+            raise self._damaged(f"{name} does not match its checksum")
         return content
 
     def graph(self, role: str) -> bytes:
-        """The graph of a role, checked. ONNX graphs that refer to other files are refused."""
+        """The graph of a role, checked: its checksum, and that it holds nothing but what exports write (`check_graph`).
+
+        For OpenVINO IR, `read` gives its weights.
+        """
         if role not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.path} has no {role} graph")
         name = self.manifest.graphs[role]
         content = self.read(name)
-        try:
-            outside = is_onnx(role) and refers_outside(content)
-        except ValueError as error:
-            raise BundleError(f"the bundle {self.path} is refused: {name} is no ONNX graph ({error})") from error
-        if outside:
-            raise BundleError(f"the bundle {self.path} is refused: {name} refers to data outside itself")
+        if role not in self._checked:
+            weights = None if is_onnx(role) else self.read(self.manifest.graphs[f"{role}_weights"])
+            try:
+                check_graph(self.manifest, content, weights)
+            except GraphError as error:
+                raise BundleError(f"the bundle {self.path} is refused: {name} {shortened(error)}") from error
+            self._checked.add(role)
         return content
 
     def check(self) -> None:
-        """Read and check every file of the manifest."""
+        """Check every file of the manifest against its checksum, a little at a time."""
         for name in self.manifest.files:
-            self.read(name)
+            digest, size = self._entry(name)
+            try:
+                found = digest_regular(self.path / name, size)
+            except OSError as error:
+                raise self._damaged(f"cannot read {name} ({error.strerror})") from error
+            if found is None:
+                raise self._damaged(f"{name} does not have {size} bytes")
+            if found != digest:
+                raise self._damaged(f"{name} does not match its checksum")
+
+    def _entry(self, name: str) -> tuple[str, int]:
+        """Checksum and size of a file."""
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle {self.path} has no file {name}")
+        return self.manifest.files[name]
+
+    def _damaged(self, reason: str) -> BundleError:
+        return BundleError(f"the bundle {self.path} is damaged: {reason}")

@@ -7,17 +7,37 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import BundleError
 
-__all__ = ["SCHEMA", "Manifest", "canonical_json", "is_onnx", "manifest_digest", "parse_manifest", "whole_number"]
+__all__ = [
+    "SCHEMA",
+    "Manifest",
+    "canonical_json",
+    "check_json",
+    "is_onnx",
+    "manifest_digest",
+    "parse_manifest",
+    "whole_number",
+]
 
 SCHEMA = 3
 """Version of the manifest's form. A bundle of another version is refused."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_MAX_BYTES = 4 * 2**30
+_MAX_BYTES = 2**31 - 1
+"""Of one file: more than protobuf can read."""
+_MAX_PARAMS = _MAX_BYTES // 4
+_BYTES_A_WEIGHT = 5
+"""A graph holds each weight once in float32 at most; the fifth byte is for what surrounds small tensors."""
+_STRUCTURE = 16 * 2**20
+"""Bytes of a graph beside its weights: its nodes, names and shapes. The largest known network has 1.2 MB."""
+_MAX_OTHER = 64 * 2**20
+"""Bytes of a file that is no graph, such as the proof."""
+_MAX_FILES = 100
+_MAX_DEPTH, _MAX_VALUES, _MAX_LENGTH, _MAX_TEXT = 16, 100_000, 20_000, 100_000
+"""Of the JSON: nesting, values in all, entries of one list or object, characters of one string."""
 _WHOLE_NETWORK = "model"
 """Roles with this beginning hold the whole network as one graph. All other roles are steps of the pipeline."""
 
@@ -115,11 +135,41 @@ class Manifest:
         return tuple(p for p in ("fp32", "bf16", "int8") if self.proven(p))
 
 
+def check_json(content: Any) -> None:
+    """Raise `BundleError` for JSON that is nested too deep, too long, or has numbers beyond 64 bits."""
+    waiting, values = [(content, 1)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        values += 1
+        parts: Collection[Any] = ()
+        if isinstance(value, dict):
+            parts = [*value.values(), *value]
+        elif isinstance(value, list):
+            parts = value
+        elif isinstance(value, str) and len(value) > _MAX_TEXT:
+            raise BundleError(f"manifest.json: a string has {len(value)} characters, more than {_MAX_TEXT}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise BundleError("manifest.json: a number is infinite or NaN")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise BundleError("manifest.json: a number has more than 64 bits")
+        if parts and depth > _MAX_DEPTH:
+            raise BundleError(f"manifest.json: fields are nested more than {_MAX_DEPTH} deep")
+        if len(parts) > 2 * _MAX_LENGTH or values + len(parts) > _MAX_VALUES:
+            raise BundleError("manifest.json: it has too long lists or too many fields")
+        waiting += [(part, depth + 1) for part in parts]
+
+
 def whole_number(value: Any, name: str, low: int, high: int) -> int:
     """`value`, if it is a whole number from `low` to `high`. Otherwise raises `BundleError`, which names the field."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BundleError(f"manifest.json: {name} must be a whole number from {low} to {high}, not {value!r}")
+        raise BundleError(f"manifest.json: {name} must be a whole number from {low} to {high}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -128,9 +178,15 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     return value
 
 
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > 100:
+        raise BundleError(f"manifest.json: {name} must be a short string, not {_shown(value)}")
+    return value
+
+
 def _plain(name: Any) -> str:
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise BundleError(f"manifest.json: {name!r} is no plain file name inside the bundle")
+        raise BundleError(f"manifest.json: {_shown(name)} is no plain file name inside the bundle")
     return name
 
 
@@ -141,21 +197,39 @@ def _variants(rows: Any) -> tuple[Mapping[str, Any], ...]:
     for row in rows:
         for name in ("precision", "engine", "graph"):
             if not isinstance(row[name], str):
-                raise BundleError(f"manifest.json: a variant's {name} must be a string, not {row[name]!r}")
+                raise BundleError(f"manifest.json: a variant's {name} must be a string, not {_shown(row[name])}")
         drop = row["psnr_drop_db"]
         if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not abs(drop) < 1e6):
             raise BundleError("manifest.json: a variant's psnr_drop_db must be a number of dB")
     return tuple(rows)
 
 
+def _quantization(value: Any) -> Mapping[str, Any]:
+    section = _mapping(value, "quantization")
+    datasets = section.get("datasets", [])
+    if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
+        raise BundleError("manifest.json: datasets of quantization must be a list of objects")
+    return section
+
+
 def _graphs(content: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, str]:
     graphs = {role: _plain(name) for role, name in _mapping(content.get("graphs"), "graphs").items()}
     for role, name in graphs.items():
+        if role.endswith("_ir") and f"{role}_weights" not in graphs:
+            raise BundleError(f"manifest.json: the {role} graph has no weights")
         if name not in files:
             raise BundleError(f"manifest.json: the {role} graph {name} is not among its files")
         if is_onnx(role) and not name.endswith(".onnx"):
             raise BundleError(f"manifest.json: the {role} graph {name} is no .onnx file")
     return graphs
+
+
+def _check_sizes(files: Mapping[str, tuple[str, int]], graphs: Mapping[str, str], params: int) -> None:
+    """Raise `BundleError` for a file larger than the number of weights explains."""
+    for name, (_, size) in files.items():
+        limit = _BYTES_A_WEIGHT * params + _STRUCTURE if name in graphs.values() else _MAX_OTHER
+        if size > limit:
+            raise BundleError(f"manifest.json: {name} has {size} bytes, but {params} weights take at most {limit}")
 
 
 def is_onnx(role: str) -> bool:
@@ -168,12 +242,18 @@ def parse_manifest(content: Any) -> Manifest:
     content = _mapping(content, "its content")
     if content.get("schema") != SCHEMA:
         raise BundleError(
-            f"manifest.json has schema version {content.get('schema')!r}, and this release reads {SCHEMA}: "
+            f"manifest.json has schema version {_shown(content.get('schema'))}, and this release reads {SCHEMA}: "
             "export the checkpoint again"
         )
+    entries = _mapping(content.get("files"), "files")
+    if len(entries) > _MAX_FILES:
+        raise BundleError(f"manifest.json: files has {len(entries)} entries, more than {_MAX_FILES}")
     files = {
-        _plain(name): (str(_mapping(entry, name).get("sha256")), whole_number(entry.get("bytes"), name, 0, _MAX_BYTES))
-        for name, entry in _mapping(content.get("files"), "files").items()
+        _plain(name): (
+            _text(_mapping(entry, name).get("sha256"), name),
+            whole_number(entry.get("bytes"), name, 0, _MAX_BYTES),
+        )
+        for name, entry in entries.items()
     }
     graphs = _graphs(content, files)
     if content.get("digest") != manifest_digest(content):
@@ -183,20 +263,22 @@ def parse_manifest(content: Any) -> Manifest:
     for ir in ("model_ir", "model_int8_ir"):
         if (ir in graphs) != (f"{ir}_weights" in graphs):
             raise BundleError(f"manifest.json: {ir} and {ir}_weights go together")
+    params = whole_number(content.get("params"), "params", 1, _MAX_PARAMS)
+    _check_sizes(files, graphs, params)
     variants = _variants(content.get("variants"))
     radius, tile_rule = content.get("receptive_radius"), content.get("tile_rule")
     if tile_rule not in ("exact", "overlap", "whole"):
-        raise BundleError(f"manifest.json: tile_rule must be exact, overlap or whole, not {tile_rule!r}")
+        raise BundleError(f"manifest.json: tile_rule must be exact, overlap or whole, not {_shown(tile_rule)}")
     if tile_rule == "exact" and radius is None:
         raise BundleError("manifest.json: exact tiles need a receptive_radius")
     process = _mapping(content.get("process"), "process")
     return Manifest(
-        digest=str(content["digest"]),
-        arch=str(content.get("arch")),
-        kind=str(process.get("kind")),
+        digest=content["digest"],
+        arch=_text(content.get("arch"), "arch"),
+        kind=_text(process.get("kind"), "the process kind"),
         process=process,
         scale=whole_number(content.get("scale"), "scale", 1, 16),
-        params=whole_number(content.get("params"), "params", 1, 10**12),
+        params=params,
         receptive_radius=None if radius is None else whole_number(radius, "receptive_radius", 0, 100_000),
         peak_channels=whole_number(content.get("peak_channels"), "peak_channels", 1, 10**6),
         tile_rule=tile_rule,
@@ -204,6 +286,6 @@ def parse_manifest(content: Any) -> Manifest:
         files=files,
         graphs=graphs,
         variants=variants,
-        quantization=_mapping(content.get("quantization", {}), "quantization"),
+        quantization=_quantization(content.get("quantization", {})),
         **{name: _mapping(content.get(name), name) for name in ("fusion", "checkpoint", "tools", "cpu")},
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from ...errors import shortened
 from ..errors import BundleError
 from .bundle import Bundle
 from .manifest import canonical_json
@@ -20,6 +21,9 @@ SAMPLED_ABOVE = 40_000
 """Outputs of more pixels are kept as a random sample of positions, because a bundle must stay small."""
 SAMPLES = 12_000
 MIN_CASES = 8
+MAX_CASES = 64
+MAX_PIXELS = 2**19
+"""Most LR pixels of all cases together. Exports have a third of it."""
 OWN = "package"
 """Name of the package's own set of pictures and noise."""
 _REQUIRED = ("lr", "expected")
@@ -172,7 +176,9 @@ class Proof:
         except BundleError:
             raise
         except Exception as error:  # a crafted proof makes the parsers raise almost anything
-            raise BundleError(f"the bundle {bundle.path} is refused: its proof cannot be used ({error})") from error
+            raise BundleError(
+                f"the bundle {bundle.path} is refused: its proof cannot be used ({shortened(error)})"
+            ) from error
 
     def _check(self, scale: int) -> None:
         """Raise `ValueError` for a proof that would prove too little or does not fit together."""
@@ -184,6 +190,10 @@ class Proof:
                 raise ValueError(f"its tolerance {field.name} is {value!r}, looser than {limit}")
         if len(self.cases) < MIN_CASES or not any(case.hr is not None and case.psnr_y is not None for case in self.cases):
             raise ValueError(f"it needs at least {MIN_CASES} cases, one of them with an original")
+        if len(self.cases) > MAX_CASES or len({case.name for case in self.cases}) < len(self.cases):
+            raise ValueError(f"it has more than {MAX_CASES} cases, or two of one name")
+        if (pixels := sum(case.lr.shape[0] * case.lr.shape[1] for case in self.cases)) > MAX_PIXELS:
+            raise ValueError(f"its pictures have {pixels} pixels, more than {MAX_PIXELS}")
         if any(drop is not None and not isinstance(drop, float) for drop in (self.int8_drop_db, self.int8_max_drop_db)):
             raise ValueError("its int8 drop is no number")
         if len({case.expected_int8 is None for case in self.cases}) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..arguments import shown
 from ..bundle import Bundle, Manifest
 from ..engines import BACKENDS, PRECISIONS, Backend, Precision, supported_precisions
 from ..errors import BundleError, EngineError, OptionError
@@ -34,9 +35,9 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
     Raises `OptionError` if this machine cannot run them, `BundleError` if the bundle has no proven variant for them.
     """
     if backend not in ("auto", *BACKENDS):
-        raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {backend!r}")
+        raise OptionError(f"backend must be auto, {' or '.join(BACKENDS)}, not {shown(backend)}")
     if precision not in ("auto", *PRECISIONS):
-        raise OptionError(f"precision must be auto, {', '.join(PRECISIONS)}, not {precision!r}")
+        raise OptionError(f"precision must be auto, {', '.join(PRECISIONS)}, not {shown(precision)}")
     if backend != "auto" and precision != "auto" and precision not in supported_precisions(backend):
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
     if precision == "bf16" and not cpu.has_bf16():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..engines import Backend, Precision, load_session
 from ..engines.cache import recall, remember
 from ..errors import EngineError
 from ..host import cpu
-from ..host.processes import call_apart, in_forked_children
+from ..host.processes import in_forked_children
 from ..timing import interleaved_medians
 
 __all__ = ["Timing", "int8_against_float"]
@@ -29,7 +30,8 @@ _SECONDS = 10.0
 """Time after which no further round begins."""
 _THREADS = 1
 """Always one, so that the choice, and with it the bytes, do not depend on an instance's threads."""
-_CHILD_SECONDS = 60
+_CHILD_SECONDS = 60.0
+_CHILD_MEMORY = 2 * 2**30
 _LOCK = threading.Lock()
 _KNOWN: dict[str, Timing | str] = {}
 """The answers of this process, or the reasons why there is none. They hold for its whole life, even if the cache changes."""
@@ -89,9 +91,11 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, name: str) -> Timing:
     """Measure in a new process, so that this one loads no engine yet: engines do not survive a fork."""
     for precision in ("int8", "fp32"):  # raises `BundleError` for a damaged graph here rather than in the child
         bundle.graph(bundle.manifest.role("decoder", precision))
+    from ..host.watched import Limits, call_watched  # few processes start others
+
     facts = (str(bundle.path.resolve()), int8, fp32)
     try:
-        content = call_apart("rdsr.runtime.choice.speed", "measure_here", facts, timeout=_CHILD_SECONDS)
+        content = call_watched("rdsr.runtime.choice.speed", "measure_here", facts, Limits(_CHILD_SECONDS, _CHILD_MEMORY))
         timing = Timing(content["int8"], content["fp32"])
     except (ChildProcessError, KeyError, TypeError) as error:
         raise EngineError(f"the process that should time it failed: {error}") from error
@@ -101,8 +105,9 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, name: str) -> Timing:
     return timing
 
 
-def measure_here(path: str, int8: Backend, fp32: Backend) -> dict[Precision, float]:
+def measure_here(path: str, int8: Backend, fp32: Backend, step: Callable[[str], None]) -> dict[Precision, float]:
     """Median milliseconds of both decoders of the bundle at `path`, with engines loaded into this process."""
+    step("while it timed int8 against fp32")
     bundle = Bundle(path)
     picture = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), dtype=np.uint8)
     lr = np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)

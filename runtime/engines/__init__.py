@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 from numpy.typing import NDArray
 
 from ..errors import EngineError, OptionError
+from ..host.memory import has_room_for_threads
 from ..host.processes import in_forked_children
 
 __all__ = [
@@ -78,6 +79,10 @@ def load_session(
     if precision not in supported_precisions(backend):
         raise OptionError(f"{backend} has no {precision} convolution on CPUs; use openvino for {precision}")
     refuse_after_fork()
+    if not has_room_for_threads(threads - 1):
+        raise EngineError(
+            f"the address space that `ulimit -v` leaves to this process is too small for {threads} threads: use fewer"
+        )
     global _used_in
     before, _used_in = _used_in, os.getpid()  # set already here, because a child forked during the import cannot use it
     try:

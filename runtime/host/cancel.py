@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from ..errors import CancelledError
+from ..errors import CancelledError, OptionError
 
 __all__ = ["POLL_SECONDS", "Cancel"]
 
@@ -17,7 +17,9 @@ class Cancel:
     """A token that stops every call it was given to. Any thread may set it; calls look at it before each tile."""
 
     def __init__(self, *parents: Cancel | None) -> None:
-        """`parents`: setting one of these tokens also sets this one."""
+        """`parents`: setting one of these tokens also sets this one. Raises `OptionError` for anything else."""
+        if not all(parent is None or isinstance(parent, Cancel) for parent in parents):
+            raise OptionError("the parents of a Cancel must be others of its kind, or None")
         self._event = threading.Event()
         self._parents = tuple(parent for parent in parents if parent is not None)
         self._watchers: dict[Callable[[], None], None] = {}

@@ -18,6 +18,7 @@ from .turns import process_turns
 __all__ = ["EngineThread", "submit"]
 
 Result = TypeVar("Result")
+_SHORT_WAIT_SECONDS = 0.3
 _ALIVE: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 in_forked_children(_ALIVE.clear)  # the parent's threads do not exist there, and waiting for their locks might never end
 
@@ -93,7 +94,7 @@ class EngineThread:
         self._threads = threads
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._starting = threading.Lock()
-        self._stopped = False
+        self._stopped = self._given_up = False
         self._thread: threading.Thread | None = None
         _ALIVE.add(self)
         weakref.finalize(self, self._queue.put, None).atexit = False
@@ -102,7 +103,7 @@ class EngineThread:
         """Wait for the turn and do `work` in it. Returns its result, or raises its error.
 
         Raises `CancelledError` if `cancel` is set before `work` has begun, and `EngineError` if the thread cannot run. Once
-        `work` has begun it is always waited for, because it may write to the caller's arrays.
+        `work` has begun it is waited for, because it may write to the caller's arrays; only a second interruption does not.
         """
         if cancel is not None:
             cancel.check()
@@ -116,18 +117,25 @@ class EngineThread:
             return future.result()
         except BaseException:
             call.drop()
-            wait([future])
+            try:
+                wait([future])
+            except BaseException:
+                self._given_up = True
+                raise
             raise
         finally:
             del future, call  # this frame is part of the error's traceback, which the future holds
 
     def stop(self) -> None:
-        """End the thread after its present job; later calls of `run` raise `EngineError`."""
+        """End the thread after its present job; later calls of `run` raise `EngineError`.
+
+        A job that a caller gave up, by a second interruption, may never end: then the wait is short.
+        """
         with self._starting:
             self._stopped = True
         self._queue.put(None)
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_SHORT_WAIT_SECONDS if self._given_up else None)
 
     def _start(self) -> None:
         with self._starting:

@@ -8,13 +8,25 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["call_apart", "in_forked_children", "last_line"]
+__all__ = ["call_apart", "in_forked_children", "interpreter", "last_line"]
 
 _CHILD = (
     "import importlib, json, sys; job = json.loads(sys.argv[1]); sys.path[:0] = job['path']; "
     "function = getattr(importlib.import_module(job['module']), job['function']); "
     "print(json.dumps(function(*job['arguments'])))"
 )
+
+
+def interpreter() -> str:
+    """The Python interpreter to start child processes with, also in a program that embeds Python, such as a web server.
+
+    Raises `ChildProcessError` if there is none.
+    """
+    beside = os.path.join(sys.prefix, "bin", "python3")
+    for path in (sys.executable, beside) if not getattr(sys, "frozen", False) else ():
+        if path and os.path.basename(path).lower().startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            return path
+    raise ChildProcessError("this program is no Python interpreter that could be started again")
 
 
 def last_line(command: Sequence[str], *, timeout: float | None = None, environment: Mapping[str, str] | None = None) -> str:
@@ -52,11 +64,9 @@ def call_apart(
 
     Raises what `last_line` raises, and `ChildProcessError` in a frozen or embedding program, which cannot be started again.
     """
-    if getattr(sys, "frozen", False) or not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):
-        raise ChildProcessError("this program is no Python interpreter that could be started again")
     path = [entry for entry in sys.path if entry]
     job = {"path": path, "module": module, "function": function, "arguments": list(arguments)}
-    printed = last_line([sys.executable, "-c", _CHILD, json.dumps(job)], timeout=timeout, environment=environment)
+    printed = last_line([interpreter(), "-c", _CHILD, json.dumps(job)], timeout=timeout, environment=environment)
     try:
         return json.loads(printed)
     except ValueError as error:

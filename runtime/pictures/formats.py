@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from pathlib import Path
 
+from ..arguments import flag, shown, whole_number
 from ..errors import OptionError, OutputError, PictureError
 
 __all__ = [
@@ -108,15 +110,25 @@ class WriteOptions:
     """How many times larger the result is, above 0 and up to the network's own scale; None for the network's own."""
 
     def __post_init__(self) -> None:
-        if self.format is not None and self.format not in WRITABLE:
-            raise OptionError(f"the format must be {', '.join(WRITABLE)}, not {self.format!r}")
+        if self.format is not None and not (isinstance(self.format, str) and self.format in WRITABLE):
+            raise OptionError(f"the format must be {', '.join(WRITABLE)}, not {shown(self.format)}")
         for name, value, low, high in (("quality", self.quality, 1, 100), ("compression", self.compression, 0, 9)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-                raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-        if self.lossless and self.quality is not None:
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value, low, high))
+        if self.lossless is not None and flag("lossless", self.lossless) and self.quality is not None:
             raise OptionError("lossless and quality exclude each other")
-        if self.scale is not None and not (isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf):
-            raise OptionError(f"the scale must be a number above 0, not {self.scale!r}")
+        if self.scale is not None and not _is_scale(self.scale):
+            raise OptionError(f"the scale must be a number above 0, not {shown(self.scale)}")
+
+
+def _is_scale(value: object) -> bool:
+    """Whether it is a number above 0 that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return 0 < float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def format_of(path: Path, name: str | None = None) -> Format:

@@ -70,6 +70,8 @@ class _Ahead:
     def __init__(self, strips: Callable[[], Iterator[NDArray[Any]]]) -> None:
         self._queue: Queue[NDArray[Any] | BaseException] = Queue(maxsize=2)
         self._closed = threading.Event()
+        self._done = threading.Event()
+        """Whether the thread has ended. `Thread.join`, once interrupted, no longer tells that in CPython 3.11."""
 
         def put(item: NDArray[Any] | BaseException) -> None:
             while not self._closed.is_set():
@@ -86,8 +88,10 @@ class _Ahead:
                 put(PictureError("the picture has fewer rows than its header says"))
             except BaseException as error:
                 put(error)
+            finally:
+                self._done.set()
 
-        self._thread = started_thread(work, "rdsr-decode")
+        started_thread(work, "rdsr-decode")
 
     def __next__(self) -> NDArray[Any]:
         item = self._queue.get()
@@ -97,7 +101,7 @@ class _Ahead:
 
     def close(self) -> None:
         self._closed.set()
-        self._thread.join()
+        self._done.wait()
 
 
 class StripTarget:

@@ -209,6 +209,9 @@ class PictureWriter:
         self._strips: Queue[NDArray[Any] | None] = Queue(maxsize=1)
         self._error: BaseException | None = None
         self._ended = threading.Event()
+        """Whether nothing more is taken: the encoder has ended, or is to end."""
+        self._done = threading.Event()
+        """Whether the encoder has ended. `Thread.join`, once interrupted, no longer tells that in CPython 3.11."""
         self._stream = png.stored_png(shape, dtype, self._arriving())
         self._rest = memoryview(b"")
 
@@ -223,8 +226,9 @@ class PictureWriter:
                 self._error = error
             finally:
                 self._ended.set()
+                self._done.set()
 
-        self._thread = started_thread(work, "rdsr-encode")
+        started_thread(work, "rdsr-encode")
 
     def put(self, strip: NDArray[Any] | None) -> None:
         """Hand over the next rows, which must not change afterwards; None at the end. Raises what encoding raised."""
@@ -238,13 +242,13 @@ class PictureWriter:
     def finish(self) -> None:
         """Wait until everything is encoded. Raises `OutputError`."""
         self.put(None)
-        self._thread.join()
+        self._done.wait()
         self._raise()
 
     def abandon(self) -> None:
         """Stop the encoder; what it has written is to be thrown away."""
         self._ended.set()
-        self._thread.join()
+        self._done.wait()
 
     def _raise(self) -> None:
         if self._error is not None:

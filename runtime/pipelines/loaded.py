@@ -14,6 +14,7 @@ from ..host.cancel import Cancel
 from ..host.engine_thread import EngineThread
 from ..host.turns import Shifts
 from ..tiling.tiles import TileCost
+from ..trial import try_first
 from . import Pipeline, load_pipeline
 
 __all__ = ["Choice", "Pipelines"]
@@ -66,6 +67,7 @@ class Pipelines:
             loading = self._loading.setdefault(choice, threading.Lock())
         with loading:
             if (found := self.loaded.get(choice)) is None:
+                try_first(self._bundle, *choice)  # in this thread: a job of the engine's thread cannot be interrupted
                 load = partial(self._load, *choice)
                 found = self.loaded[choice] = load() if self._together else self.thread.run(load, None)
             if self._closed:  # meanwhile

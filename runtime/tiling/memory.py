@@ -77,8 +77,9 @@ _ENGINES: dict[Backend, _Engine] = {
     "openvino": _Engine(base=110 * _MIB, weights=2.5, values=1.4),
     "onnxruntime": _Engine(base=45 * _MIB, weights=3.5, values=1.2),
 }
-"""From measurements. `small` and `base` take, for a picture of 64×64, 89 and 102 MiB in OpenVINO (and up to 20 more for
-kernels of other sizes), 44 and 58 in ONNX Runtime; a pixel takes 0.6 to 1.2 and 0.6 to 0.85 times the counted values."""
+"""From measurements. `small` and `base` take, for a picture of 64×64, 89 and 102 MiB in OpenVINO, 44 and 58 in ONNX
+Runtime; a pixel takes 0.6 to 1.2 and 0.6 to 0.85 times the counted values. benchmarks/results/runtime/sizes.md shows what
+pictures of 400 sizes take under a limit."""
 ALPHA = 32 * _MIB
 """Extra memory of a picture with alpha: OpenCV, which is loaded for it, and a tile's sums in float; measured 27 MiB."""
 _USUAL_BANDS = 256 * _MIB

@@ -104,6 +104,17 @@ def _even(length: int, count: int, halo: int) -> int:
     return length if count == 1 else -(-(length + 2 * halo * (count - 1)) // count)
 
 
+def _cuts(length: int, most: int, halo: int) -> Iterator[tuple[int, int]]:
+    """(pixels that each span reads, number of spans) of all even cuts with spans of at most `most` pixels, longest first."""
+    # By the length of a span, not by the number of spans: a length of 10⁹ has millions of cuts, and a span few lengths.
+    read = most
+    while (count := _count(length, read, halo)) is not None:
+        read = _even(length, count, halo)
+        if _count(length, read, halo) == count:  # otherwise fewer spans do the same
+            yield read, count
+        read = min(read - 1, _even(length, count + 1, halo))
+
+
 def spans(length: int, read: int, halo: int) -> list[Span]:
     """Cut 0 … length into spans that all read `read` pixels (more than 2·halo), so that the engine sees a single shape.
 
@@ -189,13 +200,7 @@ def plan_tiles(
     height of a tile. None if even the smallest usable tile reads more.
     """
     best: tuple[int, tuple[int, int], tuple[int, int]] | None = None
-    for rows in range(1, height + 1):
-        tall = _even(height, rows, halo)
-        down = _count(height, tall, halo)
-        if down is None:
-            break
-        if down < rows or (most_rows is not None and tall > most_rows):
-            continue  # a smaller number of rows does the same
+    for tall, down in _cuts(height, min(height, most_pixels, most_rows or height), halo):
         across = _count(width, min(width, most_pixels // tall), halo)
         if across is None:
             continue

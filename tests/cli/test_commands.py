@@ -18,6 +18,7 @@ from rdsr.benchmarks.subjects.find import Subject
 from rdsr.export.build_proof import SAMPLES
 from rdsr.runtime.host import cpu
 from rdsr.tests.cli.running import command, interrupted, listing, refused, run, write
+from rdsr.tests.conftest import rewrite_manifest
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,14 @@ def test_export_tables_for_people(checkpoint: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert re.search(r"fp32\s*│\s*onnxruntime\s*│\s*decoder\.onnx.*passed", result.stdout)
     assert "fusion: 4 blocks" in result.stdout
+
+
+def test_info_shows_no_control_characters_of_a_bundle(bundle: Path) -> None:
+    """They could do anything to a terminal, or turn the direction of writing."""
+    rewrite_manifest(bundle, arch="net\x1b[31m", checkpoint={"sha256": "0" * 64, "notes": {"by": "a\u202eb\x07"}})
+    shown = run("info", bundle).stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert r"net\x1b[31m" in shown
 
 
 @pytest.mark.parametrize(

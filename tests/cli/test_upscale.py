@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdsr.atomic import TEMPORARY
 from rdsr.runtime import EngineError, Upscaler
 from rdsr.runtime.done_files import RECORD_NAME
 from rdsr.runtime.pipelines import Pipeline
@@ -311,7 +313,12 @@ def many(folder: Path, number: int, side: int) -> None:
 
 def after(folder: Path, outputs: int) -> Callable[[], bool]:
     """Whether so many outputs are there."""
-    return lambda: folder.is_dir() and len(listing(folder)) >= outputs
+    return lambda: folder.is_dir() and len(pictures_in(folder)) >= outputs
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """Names in a folder without those of the moment before a picture gets its own, at which a kill may come."""
+    return [name for name in listing(folder) if not fnmatch.fnmatch(name, TEMPORARY)]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -371,7 +378,7 @@ def killed_and_resumed(exported: Path, folder: Path, number: int, kills: int) ->
             return enough() and time.sleep(pause) is None
 
         assert interrupted(line, moment, signal.SIGKILL).returncode == -signal.SIGKILL
-        names = listing(folder / "out")
+        names = pictures_in(folder / "out")
         assert len(whole) < len(names) < number, f"kill {kill} has to come in the middle"
         for name in names:
             status = (folder / "out" / name).stat()

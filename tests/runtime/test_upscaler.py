@@ -80,6 +80,14 @@ def test_extreme_sizes(auto: Upscaler, size: tuple[int, int]) -> None:
     assert auto(picture(size, "uint8", (3,))).shape == (4 * size[0], 4 * size[1], 3)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1)])
+def test_the_least_pictures_are_the_same_in_both_engines(size: tuple[int, int]) -> None:
+    first, second = (Upscaler.load(backend=each, precision="int8", threads=1) for each in ("openvino", "onnxruntime"))
+    for _ in range(5):
+        source = picture(size, "uint8", (3,))
+        assert np.abs(first(source).astype(int) - second(source)).max() <= 4
+
+
 def test_constant_alpha_stays_constant(auto: Upscaler) -> None:
     source = picture((9, 6), "uint8", (4,))
     source[:, :, 3] = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -37,3 +38,10 @@ def test_what_is_no_log_is_refused(tmp_path: Path, content: str | None) -> None:
         (tmp_path / "log.csv").write_text(content, encoding="latin-1")
     with pytest.raises(BenchmarkError, match=r"log\.csv"):
         read_log(tmp_path)
+
+
+def test_a_pipe_and_a_device_are_no_logs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(BenchmarkError, match="no regular file"):
+            read_log(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from typer.testing import CliRunner
 
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
+from rdsr.export.errors import ExportError
 from rdsr.export.exporter import ExportOptions, export_checkpoint
-from rdsr.export.int8.calibration import read_calibration
+from rdsr.export.int8 import calibration
+from rdsr.export.int8.calibration import MAX_SIDE, read_calibration
+from rdsr.models.downscaling import bicubic_downscale, crop_to_multiple
+from rdsr.tests.models.training.test_data import png_of
 
 
 def write(path: Path, picture: np.ndarray) -> None:
@@ -73,3 +78,45 @@ def test_a_data_set_brings_its_own_low_resolution(tmp_path: Path) -> None:
     write(root / "LRx4" / "portrait.png", 255 - own)
     picture = next(p for p in read_calibration(root, 4) if p.name == "portrait")
     assert np.array_equal(picture.lr, (255 - own)[: picture.lr.shape[0], : picture.lr.shape[1], ::-1])
+
+
+def test_pictures_that_cannot_be_used_are_named_once_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    write(tmp_path / "fine.png", rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    write(tmp_path / "memory.png", rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    (tmp_path / "giant.png").write_bytes(png_of(50_000))
+    (tmp_path / "large.png").write_bytes(png_of(30_000))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "fine.png").read_bytes()[:900])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    read = calibration.read_rgb
+
+    def without_memory(path: Path) -> np.ndarray:
+        if path.name == "memory.png":
+            raise MemoryError
+        return read(path)
+
+    monkeypatch.setattr(calibration, "read_rgb", without_memory)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert [picture.name for picture in read_calibration(tmp_path, 4)] == ["fine"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19, "KiB: the giants are not decoded"
+    for name in ("memory", "giant", "large", "cut", "empty", "text"):
+        assert caplog.text.count(f"/{name}.png") == 1, name
+    (tmp_path / "fine.png").unlink()
+    with pytest.raises(ExportError, match="none of the files"):
+        read_calibration(tmp_path, 4)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_middle_of_a_large_picture_is_that_of_its_whole_twin(tmp_path: Path, scale: int) -> None:
+    hr = np.random.default_rng(0).integers(0, 256, (MAX_SIDE * scale + 77, MAX_SIDE * scale + 250, 3), dtype=np.uint8)
+    write(tmp_path / "a.png", hr)
+    (picture,) = read_calibration(tmp_path, scale)
+    hr = crop_to_multiple(hr[:, :, ::-1], scale)
+    lr = bicubic_downscale(hr, scale)
+    top, left = ((side - MAX_SIDE) // 2 for side in lr.shape[:2])
+    assert np.array_equal(picture.lr, lr[top : top + MAX_SIDE, left : left + MAX_SIDE])
+    side = MAX_SIDE * scale
+    assert np.array_equal(picture.hr, hr[top * scale : top * scale + side, left * scale : left * scale + side])

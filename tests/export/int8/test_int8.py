@@ -271,7 +271,7 @@ def test_an_engine_that_differs_is_no_matter_of_the_gate(
 ) -> None:
     lossy(monkeypatch)
     right = Pipeline.picture
-    monkeypatch.setattr(Pipeline, "picture", lambda self, colour: right(self, colour) ^ 3)
+    monkeypatch.setattr(Pipeline, "picture", lambda self, colour, **options: right(self, colour, **options) ^ 3)
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--precision", "int8"])
     assert result.exit_code == 1, result.output
     assert "int8 on openvino" in result.stderr
@@ -283,9 +283,9 @@ def test_two_engines_that_are_each_near_the_model_must_be_near_each_other(
     """A grey level up on one engine and down on the other: each within one of the model, two apart."""
     right = Pipeline.picture
 
-    def shifted(self: Pipeline, colour: np.ndarray) -> np.ndarray:
+    def shifted(self: Pipeline, colour: np.ndarray, **options: object) -> np.ndarray:
         shift = 1 if self.backend == "openvino" else -1
-        return np.clip(right(self, colour).astype(np.int16) + shift, 0, 255).astype(np.uint8)
+        return np.clip(right(self, colour, **options).astype(np.int16) + shift, 0, 255).astype(np.uint8)
 
     monkeypatch.setattr(Pipeline, "picture", shifted)
     loose = Tolerances(int8_psnr_diff_db=9.0)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import struct
+import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,10 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rdsr.models.degradation import Degradation, PhotoDegradations
+from rdsr.models.degradation import TEST_DEGRADATIONS, Degradation, PhotoDegradations
 from rdsr.models.downscaling import bicubic_downscale, crop_to_multiple
+from rdsr.models.training import data
 from rdsr.models.training.data import PatchSource, find_pictures, read_rgb
 from rdsr.models.training.errors import TrainingError
+from rdsr.models.training.validation import load_pairs
 from rdsr.tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
@@ -206,9 +212,6 @@ def test_a_teachers_picture_of_another_size_is_refused_by_name(folder: Path, tea
     cv2.imwrite(str(teacher / "1.png"), noise_picture(90, 71))
     with pytest.raises(TrainingError, match=r"1\.png has 90×71 pixels, its original 88×68"):
         PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher])
-    (teacher / "1.png").write_bytes(b"nonsense")
-    with pytest.raises(TrainingError, match=r"1\.png is not a readable picture"):
-        PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher])
     with pytest.raises(TrainingError, match="does not exist"):
         PatchSource([folder], scale=4, patch_sizes=(8,), seed=0, teachers=[teacher / "none"])
 
@@ -250,3 +253,104 @@ def test_photo_patches_lie_where_their_targets_lie(tmp_path: Path) -> None:
                 return float(np.abs(np.roll(lr, (down, right), (0, 1)) - twin)[2:-2, 2:-2].mean())
 
             assert distance(0, 0) < min(distance(1, 0), distance(-1, 0), distance(0, 1), distance(0, -1))
+
+
+def png_of(side: int) -> bytes:
+    """A one-bit PNG of `side`² white pixels: its header is true, and its data take next to nothing."""
+    row = zlib.compressobj(9)
+    data = b"".join(row.compress(b"\0" + b"\xff" * ((side + 7) // 8)) for _ in range(side)) + row.flush()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+UNUSABLE = ("large", "giant", "cut", "text", "empty", "header", "memory")
+
+
+@pytest.fixture
+def unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one picture of each kind that cannot be used."""
+    folder = tmp_path / "unusable"
+    folder.mkdir()
+    whole = cv2.imencode(".png", noise_picture(64, 64))[1].tobytes()
+    (folder / "large.png").write_bytes(png_of(12_000))  # beyond our limit, below Pillow's
+    (folder / "giant.png").write_bytes(png_of(50_000))
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("a picture of nothing")
+    (folder / "empty.png").touch()
+    (folder / "header.png").write_bytes(whole[:33])
+    (folder / "memory.png").write_bytes(cv2.imencode(".png", noise_picture(96, 96))[1].tobytes())
+    decoded = data._decoded
+
+    def without_memory(image: object) -> np.ndarray:
+        if image.size == (96, 96):
+            raise MemoryError
+        return decoded(image)
+
+    monkeypatch.setattr(data, "_decoded", without_memory)
+    return folder
+
+
+def test_every_picture_that_cannot_be_used_is_named_once_and_left_out(
+    folder: Path, unusable: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (alone := folder / "alone").mkdir()
+    for path in folder.glob("*.png"):
+        path.rename(alone / path.name)
+    source = PatchSource([alone], scale=4, patch_sizes=(8,), seed=0)
+    started = time.monotonic()
+    both = PatchSource([alone, unusable], scale=4, patch_sizes=(8,), seed=0)
+    assert time.monotonic() - started < 60
+    assert len(both.pictures) == len(source.pictures) == 3
+    assert both.digest == source.digest, "a run goes on beside them"
+    for name in UNUSABLE:
+        assert caplog.text.count(f"{name}.png") == 1, name
+    with pytest.raises(TrainingError, match="none of the 7 pictures can be used"):
+        PatchSource([unusable], scale=4, patch_sizes=(8,), seed=0)
+
+
+def test_a_teachers_picture_that_cannot_be_used_leaves_the_original_as_target(
+    folder: Path, unusable: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = folder / "taken"
+    taken.mkdir()
+    for name in UNUSABLE:
+        cv2.imwrite(str(taken / f"{name}.png"), noise_picture(64, 64))
+    cv2.imwrite(str(unusable / "fine.png"), np.zeros((64, 64, 3), np.uint8))
+    cv2.imwrite(str(taken / "fine.png"), noise_picture(64, 64))
+    source = PatchSource([taken], scale=4, patch_sizes=(8,), seed=0, teachers=[unusable])
+    assert source.taught == 1
+    assert sum(np.array_equal(picture.target, picture.hr) for picture in source.pictures) == len(UNUSABLE)
+    for name in UNUSABLE:
+        assert caplog.text.count(f"{name}.png") == 1, name
+
+
+def test_validation_goes_on_without_pictures_that_cannot_be_used(
+    tmp_path: Path, unusable: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unusable.rename(tmp_path / "HR")
+    with pytest.raises(TrainingError, match="none of the 7 pictures"):
+        load_pairs(tmp_path, 4)
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / "HR" / f"{name}.png"), noise_picture(64, 64))
+    (tmp_path / "LRx4").mkdir()
+    (tmp_path / "LRx4" / "b.png").write_bytes(b"nonsense")
+    cv2.imwrite(str(tmp_path / "HR" / "dot.png"), noise_picture(4, 4))
+    caplog.clear()
+    assert len(load_pairs(tmp_path, 4)) == 1, "b has an LR picture that cannot be read"
+    assert len(load_pairs(tmp_path, 4, photo=True)) == 2 * len(TEST_DEGRADATIONS)
+    for name in (*UNUSABLE, "dot"):
+        assert caplog.text.count(f"{name}.png") == 2, "once for each call"
+
+
+def test_a_large_picture_is_downscaled_in_little_memory() -> None:
+    """Float copies of it would take four times its bytes, and one is read per core."""
+    hr = np.zeros((4096, 4096, 3), np.uint8)
+    tracemalloc.start()
+    bicubic_downscale(hr, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * hr.nbytes

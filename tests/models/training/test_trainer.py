@@ -59,23 +59,35 @@ def test_training_learns(pictures: Path, tmp_path: Path) -> None:
     assert quality(tmp_path / "run") > quality(tmp_path / "untrained") + 0.2
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_resume_is_exact(pictures: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number", "raised"),
+    [("stage1", signal.SIGINT, KeyboardInterrupt), ("stage2", signal.SIGTERM, SystemExit)],
+)
+def test_resume_is_exact(
+    pictures: Path,
+    tmp_path: Path,
+    stage: str,
+    number: signal.Signals,
+    raised: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = STAGE1
     if stage == "stage2":
         config = dataclasses.replace(STAGE2, init=str(run_on(pictures, STAGE1, tmp_path / "one")))
     whole = load_file(run_on(pictures, config, tmp_path / "whole"))
+    former = signal.getsignal(number)
     with monkeypatch.context() as patch:
         original = trainer_module.Trainer._train_step
 
         def interrupt_after_11(self: trainer_module.Trainer, batch: object) -> object:
             if self.step == 10:
-                os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step
+                os.kill(os.getpid(), number)  # Ctrl-C, or SIGTERM of a cluster, in the middle of a step
             return original(self, batch)
 
         patch.setattr(trainer_module.Trainer, "_train_step", interrupt_after_11)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(raised):
             run_on(pictures, config, tmp_path / "cut")
+    assert signal.getsignal(number) == former
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 11
     resumed = load_file(run_on(pictures, config, tmp_path / "cut", resume=True))
     assert whole.keys() == resumed.keys()
@@ -185,6 +197,31 @@ def test_a_damaged_state_is_named(pictures: Path, tmp_path: Path) -> None:
         run_on(pictures, STAGE1, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", "3"),
+        ("config", 3),
+        ("config", "["),
+        ("config", "[" * 100_000),
+        ("config", "5"),
+        ("network", {}),
+        ("ema", {"a": 1}),
+        ("optimizers", None),
+        ("sums", None),
+        ("network", 5),
+    ],
+)
+def test_a_state_of_strange_values_is_named(pictures: Path, tmp_path: Path, field: str, value: object) -> None:
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True) | {field: value}
+    if value is None:
+        del state[field]
+    torch.save(state, tmp_path / "run" / "state.pt")
+    with pytest.raises(TrainingError, match=r"state\.pt is damaged"):
+        run_on(pictures, STAGE1, tmp_path / "run", resume=True)
+
+
 def test_options_that_cannot_be_are_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="grow starts from a smaller network"):
         run_on(pictures, dataclasses.replace(STAGE1, grow=True), tmp_path / "run")
@@ -239,6 +276,16 @@ def test_a_log_cut_short_does_not_stop_resuming(pictures: Path, tmp_path: Path) 
         assert [row["step"] for row in csv.DictReader(file)] == ["8", "16", "24"]
 
 
+@pytest.mark.parametrize(
+    "text", [b"step,psnr_y\nx,1\n", b"a\n1\n", b"\xff\xfe\xfd\n1\n", b"step,psnr_y\n" + b"1" * 200_000 + b",1\n"]
+)
+def test_a_damaged_log_is_named(pictures: Path, tmp_path: Path, text: bytes) -> None:
+    run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
+    (tmp_path / "run" / "log.csv").write_bytes(text)
+    with pytest.raises(TrainingError, match=r"log\.csv is damaged"):
+        run_on(pictures, STAGE1, tmp_path / "run", resume=True)
+
+
 def test_resume_under_another_config_names_the_fields(pictures: Path, tmp_path: Path) -> None:
     run_on(pictures, STAGE1, tmp_path / "run", seconds=1e-9)
     with pytest.raises(TrainingError, match=r"batch: 2 there, 3 here"):
@@ -256,6 +303,10 @@ def test_stage2_needs_a_stage1_checkpoint_of_its_size(pictures: Path, tmp_path: 
     wider = dataclasses.replace(STAGE2, network=NETWORK | {"width": 12}, init=str(first))
     with pytest.raises(CheckpointError, match=r"decoder\..* has shape"):
         run_on(pictures, wider, tmp_path / "two")
+    weights = {key: value.double() for key, value in load_file(first).items()}
+    save_file(weights | {"decoder.tail.bias": weights["decoder.tail.bias"] + 1e39}, tmp_path / "large.safetensors")
+    with pytest.raises(CheckpointError, match=r"decoder\.tail\.bias holds values beyond the range of float32"):
+        run_on(pictures, dataclasses.replace(STAGE2, init=str(tmp_path / "large.safetensors")), tmp_path / "two")
     assert not (tmp_path / "two").exists()
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,6 @@ import onnx
 import pytest
 
 from rdsr.runtime import Bundle, BundleError, EngineError, Upscaler
-from rdsr.runtime.bundle.onnx_wire import refers_outside
 from rdsr.runtime.verify import verify
 from rdsr.tests.conftest import replace_file, rewrite_manifest
 
@@ -110,12 +112,13 @@ def test_external_data_deep_in_a_subgraph_is_found(bundle: Path) -> None:
     from onnx import helper, numpy_helper
 
     inner = numpy_helper.from_array(np.zeros(3, np.float32), "w")
-    assert not refers_outside((bundle / "model.onnx").read_bytes())
     inner.data_location = onnx.TensorProto.EXTERNAL
     branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=inner)], "inner", [], [])
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     model = helper.make_model(helper.make_graph([node], "outer", [], []))
-    assert refers_outside(model.SerializeToString())
+    replace_file(bundle, "encoder.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match=r"encoder\.onnx holds a subgraph"):
+        Upscaler.load(bundle)
 
 
 @pytest.mark.parametrize("content", [b"\x3a\xff", b"\x0f", b"\xff" * 30, b"no graph at all"])
@@ -167,7 +170,8 @@ def test_variants_count_for_their_engine_and_graph_alone(bundle: Path) -> None:
         ({"graphs": {}}, "decoder graph is missing"),
         ({"variants": [{}]}, "variants"),
         ({"tile_rule": "magic"}, "tile_rule"),
-        ({"graphs": {r: f"{r}.onnx" for r in ("encoder", "reverse", "decoder")} | {"model_ir": "model.xml"}}, "go together"),
+        ({"graphs": {"decoder": "decoder.onnx", "model_ir": "model.xml"}}, "model_ir graph has no weights"),
+        ({"graphs": {"decoder": "decoder.onnx", "model_ir_weights": "model.bin"}}, "go together"),
         ({"process": []}, "process must be an object"),
     ],
 )
@@ -202,6 +206,120 @@ def test_a_graph_of_its_kind_that_is_missing(bundle: Path) -> None:
     rewrite_manifest(bundle, graphs=graphs)
     with pytest.raises(BundleError, match="encoder graph is missing"):
         Upscaler.load(bundle)
+
+
+def deep(levels: int) -> object:
+    content: object = 1
+    for _ in range(levels):
+        content = {"a": [content]}
+    return content
+
+
+@pytest.mark.parametrize("field", ["config", "network", "notes", "checkpoint", "quantization", "fusion", "tools", "process"])
+@pytest.mark.parametrize("levels", [10, 400, 20_000])
+def test_fields_that_are_nested_too_deep(bundle: Path, field: str, levels: int) -> None:
+    """At 20,000 levels Python's own parser gives up; at 400 it does not, but what walks over the fields later would."""
+    raw = (bundle / "manifest.json").read_bytes()
+    nested = b'{"a":[' * levels + b"1" + b"]}" * levels
+    (bundle / "manifest.json").write_bytes(raw.rstrip()[:-1] + b',"' + field.encode() + b'":' + nested + b"}\n")
+    with pytest.raises(BundleError, match=r"manifest\.json.*(deep|JSON)"):
+        Bundle(bundle)
+    if levels <= 400:
+        rewrite_manifest(bundle_without(bundle, field), **{field: {"a": deep(levels)}})
+        with pytest.raises(BundleError, match="deep"):
+            Bundle(bundle)
+
+
+def bundle_without(bundle: Path, field: str) -> Path:
+    raw = (bundle / "manifest.json").read_text()
+    content = json.loads(raw, object_pairs_hook=lambda pairs: {k: v for k, v in reversed(pairs) if k != field})
+    (bundle / "manifest.json").write_text(json.dumps(content))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"notes": [0] * 200_000}, "too long"),
+        ({"notes": {str(index): 0 for index in range(60_000)}}, "too long"),
+        ({"notes": "x" * 200_000}, "characters"),
+        ({"scale": 10**300}, "64 bits"),
+        ({"notes": {"a": [-(10**300)]}}, "64 bits"),
+        ({"params": 10**12}, "params"),
+        ({"params": 1.5}, "params"),
+        ({"arch": {"a": "b"}}, "arch"),
+        ({"arch": "x" * 5000}, "arch"),
+        ({"quantization": {"datasets": 7}}, "quantization"),
+        ({"process": {"kind": ["latent-prior"]}}, "kind"),
+        ({"variants": [{"precision": "fp32"}]}, "variants"),
+    ],
+)
+def test_manifests_with_too_much_in_them(bundle: Path, changes: dict[str, object], word: str) -> None:
+    rewrite_manifest(bundle, **changes)
+    with pytest.raises(BundleError, match=word) as caught:
+        Bundle(bundle)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"NaN", b"Infinity", b"9" * 5000])
+def test_numbers_that_are_none(bundle: Path, number: bytes) -> None:
+    raw = (bundle / "manifest.json").read_bytes()
+    assert b'"scale": 4,' in raw
+    (bundle / "manifest.json").write_bytes(raw.replace(b'"scale": 4,', b'"scale": ' + number + b","))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle(bundle)
+
+
+@pytest.mark.parametrize("text", [b'"\xff\xfe"', b'"\\ud800"', b'"\xed\xa0\x80"', b'"a\x00b"'])
+def test_text_that_is_no_utf8(bundle: Path, text: bytes) -> None:
+    raw = (bundle / "manifest.json").read_bytes()
+    (bundle / "manifest.json").write_bytes(raw.replace(b'"RGB"', text))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle(bundle)
+
+
+def claim(bundle: Path, name: str, size: int, **changes: object) -> None:
+    """A file of zeros that takes no room on the disk, and a manifest that knows it."""
+    with (bundle / name).open("wb") as file:
+        file.truncate(size)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    rewrite_manifest(bundle, files=files | {name: files["decoder.onnx"] | {"bytes": size}}, **changes)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "model.bin", "model.xml", "proof.safetensors", "other.txt"])
+@pytest.mark.parametrize("size", [100 * 2**20, 3 * 2**30, 2**40])
+def test_files_larger_than_the_manifest_explains(bundle: Path, name: str, size: int) -> None:
+    claim(bundle, name, size)
+    with pytest.raises(BundleError, match=re.escape(name)):
+        Bundle(bundle)
+
+
+def test_files_larger_than_the_manifest_says(bundle: Path) -> None:
+    for name in ("proof.safetensors", "decoder.onnx"):
+        with (bundle / name).open("r+b") as file:
+            file.truncate(3 * 2**30)
+        started = time.monotonic()
+        with pytest.raises(BundleError, match=rf"cannot read {name} \(it has 3221225472 bytes"):
+            Bundle(bundle).read(name)
+        with pytest.raises(BundleError, match=r"it has 3221225472 bytes"):
+            Bundle(bundle).check()
+        assert time.monotonic() - started < 10, "this takes milliseconds"
+
+
+def test_checking_reads_files_in_small_parts(bundle: Path) -> None:
+    claim(bundle, "other.txt", 60 * 2**20)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=r"other\.txt does not match its checksum"):
+        Bundle(bundle).check()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_paths_that_no_file_can_have(tmp_path: Path) -> None:
+    for path in ("a" * 5000, "a\x00b", tmp_path / ("b" * 300), tmp_path / "\udcff"):
+        with pytest.raises(BundleError, match="there is no bundle"):
+            Bundle(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])

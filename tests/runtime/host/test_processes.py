@@ -105,6 +105,7 @@ def test_a_program_that_is_no_python_is_not_started_again(monkeypatch: pytest.Mo
     for name, value in (("frozen", True), ("executable", "/usr/bin/uwsgi"), ("executable", "")):
         with monkeypatch.context() as patch:
             patch.setattr(sys, name, value, raising=False)
+            patch.setattr(sys, "prefix", os.devnull)  # nor is there an interpreter beside it
             with pytest.raises(ChildProcessError, match="no Python interpreter"):
                 call_apart("os", "getpid", [])
     assert call_apart("os", "getpid", []) != os.getpid()

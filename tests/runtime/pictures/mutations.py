@@ -1,20 +1,10 @@
-"""Mutated picture files, and what the reader does with each of them in two processes."""
+"""Mutated picture files."""
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import json
-import os
-import queue
 import struct
-import subprocess
-import sys
-import threading
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,13 +12,8 @@ from PIL import Image
 from rdsr.tests.runtime.pictures.files import SIGNATURE, bmp, chunk, chunks, encoded, png, scene
 from rdsr.tests.runtime.pictures.tiff_writer import Layout, pages, tiff
 
-__all__ = ["PERTURB", "SECONDS", "Line", "Verdict", "judged", "mutated", "seeds"]
+__all__ = ["mutation", "seeds"]
 
-PERTURB = ("85", "170")
-"""Values of MALLOC_PERTURB_: memory that is not initialised looks different in the two processes."""
-SECONDS = 10
-"""Longest time for one picture."""
-_READER = Path(__file__).with_name("read_batch.py")
 _INTERESTING = (
     0,
     1,
@@ -148,21 +133,16 @@ def _rle_bmp(indices: np.ndarray, colours: np.ndarray) -> bytes:
     return bytes(whole)
 
 
-def mutated(count: int, seed: int = 0) -> list[tuple[str, bytes]]:
-    """`count` pictures with their names, the same at each call. Each seed has its turn, and the ways of mutating too."""
-    files = list(seeds().items())
-    result = []
-    for number in range(count):
-        rng = np.random.default_rng([seed, number])
-        name, content = files[number % len(files)]
-        change = _CHANGES[int(rng.integers(len(_CHANGES)))]
-        data = bytearray(content)
-        for _ in range(int(rng.integers(1, 4))):
-            data = change(data, rng, files)
-        if name.startswith(("png", "apng")) and rng.random() < 0.7:
-            data = _with_right_checksums(data)
-        result.append((f"{number} {name}, {change.__name__.strip('_')}", bytes(data)))
-    return result
+def mutation(rng: np.random.Generator, files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
+    """(description, content): one of the files, changed."""
+    name, content = files[int(rng.integers(len(files)))]
+    change = _CHANGES[int(rng.integers(len(_CHANGES)))]
+    data = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        data = change(data, rng, files)
+    if name.startswith(("png", "apng")) and rng.random() < 0.7:
+        data = _with_right_checksums(data)
+    return f"{name}, {change.__name__.strip('_')}", bytes(data)
 
 
 Change = Callable[[bytearray, np.random.Generator, list[tuple[str, bytes]]], bytearray]
@@ -256,114 +236,3 @@ def _with_right_checksums(data: bytearray) -> bytearray:
         if end + 4 <= len(data):
             data[end : end + 4] = struct.pack(">I", zlib.crc32(kind + body))
     return data
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """What one process said of one picture."""
-
-    what: str
-    """read, refused, too large, fault, crash or hang."""
-    text: str
-    seconds: float = 0.0
-    stderr: str = ""
-    memory: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the reader did with all pictures."""
-
-    faults: dict[int, str]
-    """Number of a picture → what is wrong."""
-    counts: dict[str, int]
-    slowest: float
-    """Seconds of the slowest picture."""
-    growth: float
-    """MiB by which anonymous memory grew from the first fifth of the batch to its end, at worst."""
-
-
-def judged(pictures: list[tuple[str, bytes]], folder: Path) -> Verdict:
-    """Read the pictures in two processes. `folder` takes the batch and what the processes write to standard error."""
-    batch = folder / "batch.bin"
-    batch.write_bytes(b"".join(struct.pack("<Q", len(content)) + content for _, content in pictures))
-    with ThreadPoolExecutor(len(PERTURB)) as pool:
-        both = list(pool.map(lambda value: _lines(batch, len(pictures), folder, value), PERTURB))
-    faults = {}
-    for number, lines in enumerate(zip(*both, strict=True)):
-        said = "; ".join(dict.fromkeys(found for line in lines if (found := _fault(line))))
-        if not said and len({(line.what, "" if line.what == "refused" else line.text) for line in lines}) > 1:
-            said = "two reads differ: " + " | ".join(f"{line.what} {line.text}" for line in lines)
-        if said:
-            faults[number] = said
-    counts = collections.Counter(line.what for lines in both for line in lines)
-    slowest = max(line.seconds for lines in both for line in lines)
-    return Verdict(faults, dict(counts), slowest, max(_growth(lines) for lines in both))
-
-
-def _fault(line: Line) -> str:
-    if line.what in ("fault", "crash", "hang"):
-        return f"{line.what}: {line.text}"
-    if line.stderr:
-        return f"on standard error: {line.stderr}"
-    return f"{line.seconds:.1f} s" if line.seconds > SECONDS else ""
-
-
-def _growth(lines: list[Line]) -> float:
-    """Of the median of a fifth of the samples, since a single picture may be large."""
-    samples = [line.memory for line in lines if line.memory is not None]
-    fifth = max(1, len(samples) // 5)
-    return float(np.median(samples[-fifth:]) - np.median(samples[fifth : 2 * fifth] or samples[:1]))
-
-
-def _lines(batch: Path, count: int, folder: Path, perturb: str) -> list[Line]:
-    """One line a picture. A process that crashes or hangs is replaced by one that goes on behind the picture."""
-    lines: list[Line] = []
-    while len(lines) < count:
-        with (folder / f"stderr-{perturb}-{len(lines)}").open("w+") as stderr:
-            child = subprocess.Popen(
-                [sys.executable, str(_READER), str(batch), str(len(lines))],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env=os.environ | {"MALLOC_PERTURB_": perturb},
-            )
-            ended = _follow(child, lines)
-            if len(lines) < count:
-                stderr.seek(0)
-                what = "hang" if ended == "hang" else "crash"
-                lines.append(Line(what, f"{ended} {stderr.read()[-300:]}".strip()))
-    return lines
-
-
-def _follow(child: subprocess.Popen[str], lines: list[Line]) -> str:
-    """Take lines until the process ends, or says nothing for too long. Returns how it ended."""
-    said: queue.Queue[str | None] = queue.Queue()
-    assert child.stdout is not None
-    output = child.stdout
-
-    def listen() -> None:
-        for text in output:
-            said.put(text)
-        said.put(None)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    limit = 60.0  # for its start
-    ended = ""
-    while not ended:
-        try:
-            text = said.get(timeout=limit)
-        except queue.Empty:
-            child.kill()
-            ended = "hang"
-        else:
-            if text is None:
-                ended = f"exit code {child.wait()}"
-            else:
-                lines.append(Line(**json.loads(text)))
-                limit = SECONDS + 5.0  # the process measures more exactly
-    child.wait()
-    listener.join()
-    output.close()
-    return ended

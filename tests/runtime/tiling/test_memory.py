@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from rdsr.runtime import Bundle, MemoryLimitError, OptionError, Plan, Upscaler
+from rdsr.runtime.bundle import default_bundle_path
 from rdsr.runtime.tiling.memory import ALPHA, needs_of, parse_limit
 from rdsr.runtime.tiling.tiles import Tile
 from rdsr.tests.conftest import picture, run_alone
+from rdsr.tests.runtime.tiling.varying_sizes import KINDS, peaks
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,14 @@ def test_peak_memory_stays_under_the_limit(exported: Path) -> None:
     for backend in ("openvino", "onnxruntime"):
         limit = needs_of(manifest, backend, "fp32").peak(64 * 64)
         assert float(run_alone(script, exported, backend, limit)) <= limit / 2**20
+
+
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_limit_holds_while_sizes_vary(backend: str, precision: str) -> None:
+    """Engines keep what they compile for a size. `make check-large` has 400 larger pictures."""
+    rows = peaks(default_bundle_path(), backend, precision, limit_mib=160, count=100, sides=(20, 90))
+    assert max(rows) <= 160
 
 
 def test_a_cancelled_call_frees_its_memory(exported: Path) -> None:
