@@ -59,15 +59,18 @@ def build_proof(kind: GraphKind[Any], judging: Sequence[CalibrationPicture] = ()
     inputs += [(picture.dataset, f"{picture.dataset}-{picture.name}", picture.lr, picture.hr) for picture in judging]
     cases = []
     for dataset, name, lr, hr in inputs:
+        height, width = kind.crop(lr)
+        lr, hr = lr[:height, :width], None if hr is None else hr[: height * scale, : width * scale]
         with torch.no_grad():
-            output = kind.upscale(torch.from_numpy(to_graph(lr))).numpy()
+            result, stages = kind.prove(torch.from_numpy(to_graph(lr)))
+        output = result.numpy()
         if not np.isfinite(output).all():
             raise ProofError(f"the torch model gives NaN or infinity on {name}, so there is nothing to prove against")
         if hr is not None and random_weights:
             hr = _with_noise(from_graph(output, lr))
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
-        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset))
+        cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset, stages=stages))
     return Proof(tuple(cases), kind.seed)
 
 

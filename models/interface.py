@@ -16,7 +16,9 @@ from .shapes import Shapes
 if TYPE_CHECKING:
     from .int8.chain import ChainQuantizer
 
-__all__ = ["DirectNetwork", "FusionErrors", "LatentPriorNetwork", "Network", "PlainBody"]
+__all__ = [
+    "DirectNetwork", "FusionErrors", "LatentPriorNetwork", "Network", "PlainBody", "ResidualShiftNetwork", "ShiftStep",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,13 @@ class Network(nn.Module, abc.ABC):
     def int8_form(self) -> ChainQuantizer | None:
         """The network's own way to int8. None: each convolution is quantized on its own (`int8/convolutions.py`)."""
         return None
+
+    def int8_convolutions(self, names: list[str]) -> list[str]:
+        """Those of the decoder's convolutions, in the order in which they run, that are quantized without an `int8_form`.
+
+        By default all except the first, which reads the picture, and the last.
+        """
+        return names[1:-1]
 
     def fuse(self) -> Self:
         """The float deployment form, a copy: branches folded, parts that only training needs dropped. By default neither."""
@@ -166,6 +175,95 @@ class LatentPriorNetwork(Network):
     def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
         """N×3×H×W LR in [0, 1] and N×latent standard normal noise → N×3×sH×sW SR, not clipped."""
         return self.decode(lr, self.latent_prior(lr, noise))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftStep:
+    """One call of the network in the reverse process of `ResidualShiftNetwork`.
+
+    z ← `of_estimate`·ẑ0 + `of_latent`·z + `noise`·ε, ẑ0 being the estimate and ε standard normal noise.
+    """
+
+    time: int
+    """Number of the step, as the network knows it."""
+    input_scale: float
+    """Factor of z in the network's input."""
+    of_estimate: float
+    of_latent: float
+    noise: float
+
+
+class ResidualShiftNetwork(Network):
+    """A network whose diffusion process runs over the picture's latent, from the LR picture's to the HR picture's.
+
+    Export cuts it into encoder (`encode`), step (`estimate`) and decoder (`draw`). The process between them belongs to the
+    runtime and, for the torch model, to the export.
+    """
+
+    @property
+    def receptive_radius(self) -> None:
+        """The whole picture: normalizations and attention are global."""
+        return
+
+    @property
+    def steps(self) -> int:
+        """Calls of the network."""
+        return len(self.calls)
+
+    @property
+    @abc.abstractmethod
+    def calls(self) -> tuple[ShiftStep, ...]:
+        """The calls of the network, in their order."""
+
+    @property
+    @abc.abstractmethod
+    def first_noise(self) -> float:
+        """Standard deviation of the noise that is added to the LR picture's latent at the beginning."""
+
+    @property
+    @abc.abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of latents, which are as high and wide as the LR picture."""
+
+    @property
+    @abc.abstractmethod
+    def noise_channels(self) -> int:
+        """Channels of standard normal noise that the network itself takes; 0 for none."""
+
+    @property
+    @abc.abstractmethod
+    def size_multiple(self) -> int:
+        """LR sides are padded to multiples of this."""
+
+    @property
+    @abc.abstractmethod
+    def values_held(self) -> dict[str, int]:
+        """Graph ("encoder", "step", "decoder") → values for each LR pixel that it holds at once in a tile of 128×128."""
+
+    def derived_constants(self) -> list[Tensor]:
+        """Tensors that graphs hold and that follow from the sizes. By default there are none."""
+        return []
+
+    @abc.abstractmethod
+    def encode(self, lr: Tensor) -> Tensor:
+        """N×3×H×W LR in [0, 1] → N×C×H×W latent."""
+
+    @abc.abstractmethod
+    def estimate(self, z: Tensor, lr: Tensor, time: Tensor, input_scale: Tensor, noise: Tensor | None = None) -> Tensor:
+        """z (N×C×H×W), LR (N×3×H×W in [0, 1]), time and input scale (N each), noise (N×`noise_channels`×H×W) → ẑ0."""
+
+    @abc.abstractmethod
+    def draw(self, z: Tensor) -> Tensor:
+        """N×C×H×W latent → N×3×sH×sW SR, not clipped."""
+
+    @abc.abstractmethod
+    def codes(self, z: Tensor) -> Tensor:
+        """The latent that `draw` really draws: N×C×H×W → the nearest codes, if there are some."""
+
+    def decode(self, lr: Tensor, z: Tensor) -> Tensor:
+        """The picture of a latent that may be padded: N×3×sH×sW SR for N×3×H×W LR, not clipped."""
+        height, width = lr.shape[2:]
+        return self.draw(z)[:, :, : height * self.scale, : width * self.scale]
 
 
 class DirectNetwork(Network):

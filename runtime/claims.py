@@ -19,7 +19,7 @@ from .bundle.graph import FLOAT, Graph
 from .bundle.need import need
 from .bundle.onnx_wire import read_onnx
 from .errors import BundleError
-from .pipelines import Pipeline, load_pipeline
+from .pipelines import Pipeline, load_pipeline, pipeline_kind
 from .pipelines.latent_prior import LatentPriorPipeline
 from .tiling.tiles import LEAST_STEP, Plan, plan_tiles
 
@@ -56,6 +56,13 @@ def check_claims(bundle: Bundle, *, threads: int, step: Callable[[str], None]) -
         raise lie(bundle, "params", manifest.params, found, "counted in its graphs")
     if manifest.kind == LatentPriorPipeline.kind:
         _check_reverse(bundle, graphs["reverse"])
+    if (claims := pipeline_kind(manifest).own_claims(manifest)) is not None:
+        step("measure the memory of the graphs")
+        for field, (role, size, claimed) in claims.items():
+            peak = need(graphs[role], *size, values=2**62, products=2**62).peak / math.prod(size)
+            if not peak / _PEAK <= claimed <= _PEAK_MOST * peak:
+                raise lie(bundle, field, claimed, math.ceil(peak), "values per pixel that the graph holds at once")
+        return
     pipeline = load_pipeline(bundle, backend="onnxruntime", precision="fp32", threads=threads, seed=0)
     condition = pipeline.condition(_noise(24, 20)[0].transpose(1, 2, 0).copy())
     step("measure the decoder's memory")

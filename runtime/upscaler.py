@@ -29,10 +29,10 @@ from .host.processes import in_forked_children
 from .pictures.arrays import Picture, check_picture
 from .pictures.channels import Colour, Pixels, Target, channels_of, is_colourless
 from .pictures.formats import WriteOptions
-from .pipelines import Progress, pipeline_kind
+from .pipelines import OnStep, Progress, pipeline_kind
 from .pipelines.loaded import Choice, Pipelines
 from .results import Effective, FileResult, Result
-from .tiling.memory import ALPHA, Needs, all_fit, least_for_one_piece, needs_of, parse_limit, plan_picture, plan_strips
+from .tiling.memory import ALPHA, Needs, all_fit, parse_limit
 from .tiling.tiles import Plan
 
 __all__ = ["Upscaler"]
@@ -82,6 +82,7 @@ class Upscaler:
         self.memory_limit = parse_limit(arguments.limit_of(memory_limit))
         engine, chosen, reason = choose(bundle, arguments.text("backend", backend), arguments.text("precision", precision))
         self.bundle = bundle
+        self._kind = pipeline_kind(bundle.manifest)
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self.seed = seed
         self._float_backend: Backend | None = None
@@ -89,10 +90,10 @@ class Upscaler:
         self._first_cut = threading.Lock()  # never released: the call that gets it warns
         self._others = self._kept_beside()
         if self.memory_limit is not None:  # refuse a limit under which not even the smallest picture runs
-            plan_picture(bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit)
+            self._kind.plan(bundle.manifest, self._needs(self._choice(np.uint8)), 1, 1, self.memory_limit, 1)
         self._reset(closed=False)
         _ALIVE.add(self)
-        for role in pipeline_kind(bundle.manifest).roles:  # find a damaged graph now, not at the first call
+        for role in self._kind.roles:  # find a damaged graph now, not at the first call
             bundle.graph(bundle.manifest.role(role, chosen))
 
     def _kept_beside(self) -> dict[Choice, Choice] | None:
@@ -103,7 +104,7 @@ class Upscaler:
             return {}
         if one == other:
             return {}
-        needs = [needs_of(self.bundle.manifest, *choice) for choice in (one, other)]
+        needs = [self._kind.needs(self.bundle.manifest, *choice, self.memory_limit) for choice in (one, other)]
         if self.memory_limit is not None and not all_fit(self.bundle.manifest, needs, self.memory_limit):
             return None
         return {one: other, other: one}
@@ -111,7 +112,7 @@ class Upscaler:
     def _reset(self, *, closed: bool) -> None:
         self._calls: BackgroundCalls[Picture] = BackgroundCalls(closed=closed)
         self._pipelines = Pipelines(
-            self.bundle, threads=self.effective.threads, seed=self.seed, together=self._others is not None
+            self.bundle, self.effective.threads, self.seed, self.memory_limit, together=self._others is not None
         )
 
     def _after_fork(self) -> None:
@@ -147,11 +148,11 @@ class Upscaler:
         return cls(opened, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit, seed=seed)
 
     def _needs(self, choice: Choice, *, alpha: bool = False) -> Needs:
-        needs = needs_of(self.bundle.manifest, *choice)
+        needs = self._kind.needs(self.bundle.manifest, *choice, self.memory_limit)
         fixed = needs.fixed + ALPHA * alpha
         other = (self._others or {}).get(choice)
         if other is not None and (self.memory_limit is not None or choice != self._choice(np.uint8)):
-            fixed += needs_of(self.bundle.manifest, *other).fixed  # both stay
+            fixed += self._kind.needs(self.bundle.manifest, *other, self.memory_limit).fixed  # both stay
         return dataclasses.replace(needs, fixed=fixed)
 
     def _choice(self, dtype: Any) -> Choice:
@@ -180,10 +181,17 @@ class Upscaler:
             raise OptionError(f"no array holds the result of {arguments.shown(height)}×{arguments.shown(width)} pixels")
         choice = self._choice(known)
         needs, cost = self._needs(choice, alpha=arguments.flag("alpha", alpha)), self._pipelines.tile_cost(choice).pixels
-        return plan_picture(self.bundle.manifest, needs, height, width, self.memory_limit, tile_cost=cost)
+        return self._kind.plan(self.bundle.manifest, needs, height, width, self.memory_limit, cost)
 
-    def run(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Result:
-        """Upscale one picture, as `__call__` does. The result also names the engine, the precision and the time."""
+    def run(
+        self,
+        picture: Picture,
+        *,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Upscale one picture, as `__call__` does. The result names engine, precision and time, too. `on_step`: `OnStep`."""
         started = time.perf_counter()
         _check_call(cancel, progress)
         picture = check_picture(picture)
@@ -192,7 +200,8 @@ class Upscaler:
         scale = self.bundle.manifest.scale
         out = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
         grey = is_colourless(picture)
-        backend, precision = self.upscale_pixels(picture, out, grey=grey, plan=plan, cancel=cancel, progress=progress)
+        calls = {"progress": progress, "on_step": on_step}
+        backend, precision = self.upscale_pixels(picture, out, grey=grey, plan=plan, cancel=cancel, **calls)
         return Result(out, backend, precision, (time.perf_counter() - started) * 1e3)
 
     @property
@@ -207,11 +216,11 @@ class Upscaler:
         choice = self._choice(np.dtype(dtype))
         needs, cost = self._needs(choice, alpha=alpha), self._pipelines.tile_cost(choice).pixels
         if row_bytes is None:
-            return plan_picture(self.bundle.manifest, needs, height, width, limit, tile_cost=cost)
-        return plan_strips(self.bundle.manifest, needs, height, width, limit, row_bytes=row_bytes, tile_cost=cost)
+            return self._kind.plan(self.bundle.manifest, needs, height, width, limit, cost)
+        return self._kind.plan_strips(self.bundle.manifest, needs, height, width, limit, row_bytes=row_bytes, tile_cost=cost)
 
     def upscale_pixels(
-        self, pixels: Pixels, out: Any, *, grey: bool, plan: Plan, cancel: Cancel | None, progress: Progress | None
+        self, pixels: Pixels, out: Any, *, grey: bool, plan: Plan, cancel: Cancel | None, **calls: Any
     ) -> tuple[str, str]:
         """Upscale checked pixels, an array or strips of a file, into `out`. Returns engine and precision.
 
@@ -225,14 +234,14 @@ class Upscaler:
         try:
             with self._pipelines.hold((backend, precision), cancel) as pipeline:
                 target = Target(out, pixels, self.bundle.manifest.scale)
-                pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, progress=progress)
+                pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, **calls)
         finally:
             if self.memory_limit is not None:
                 return_free_memory()
         return backend, precision
 
     def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
-        least = least_for_one_piece(self._needs(self._choice(dtype)), height, width)
+        least = self._kind.least_for_one_piece(self.bundle.manifest, self._needs(self._choice(dtype)), height, width)
         remedy = f"a memory_limit of {(least or 0) // 2**20} MiB, or none, avoids it"
         logger.warning(
             f"{self.bundle.manifest.arch} attends over the whole picture, so {height}×{width} pixels in "

@@ -62,12 +62,12 @@ class GraphSet:
         self.neutral: set[str] = set()
         weights = self._deploy(fused)
         self.found: dict[str, set[str]] = {}
-        self.single_graph = single_graph
+        self.single_graph = single_graph and kind.has_single_graph
         self.models = {spec.name: self._graph(spec) for spec in kind.parts(fused)}
         self.beside_decoder = set(self.models) - {"decoder.onnx"}
         """Graphs that int8 does not change."""
         _check_holds("the graphs", self._held(*self.models), weights)
-        if single_graph:
+        if self.single_graph:
             self.models["model.onnx"] = self._graph(kind.whole("model.onnx", fused))
             _check_holds("model.onnx", self._held("model.onnx"), weights)
 
@@ -105,7 +105,7 @@ class GraphSet:
         plain = trace(spec.module, spec.inputs, spec.output, spec.axes)
         rng = np.random.RandomState(0)
         feeds = []
-        for batch, *sides in ((1, 24, 20), (2, 13, 7)):
+        for batch, *sides in ((1, 24, 20), (2, 13, 7)) if spec.unit == 1 else ((1, spec.unit, 2 * spec.unit),):
             feed = {}
             for key, value in spec.inputs.items():
                 shape = list(value.shape)

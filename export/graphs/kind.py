@@ -25,7 +25,8 @@ AXES: Mapping[str, Mapping[int, str]] = {
     "image": {0: "batch", 1: "height", 2: "width"},
     "upscaled": {0: "batch", 1: "height_out", 2: "width_out"},
     "features": {0: "batch", 2: "cells_high", 3: "cells_wide"},
-    **{name: {0: "batch"} for name in ("pooled", "noise", "z")},
+    **{name: {0: "batch"} for name in ("pooled", "noise", "z", "time", "input_scale")},
+    **{name: {0: "batch", 2: "height", 3: "width"} for name in ("latent", "estimate", "noise_map")},
 }
 """Name of an input or output of a graph → its free axes, with their names."""
 
@@ -39,6 +40,8 @@ class GraphSpec:
     inputs: dict[str, Tensor]
     """Example inputs by name, in the order of the module's arguments."""
     output: str
+    unit: int = 1
+    """Sides of pictures are multiples of it."""
 
     @property
     def axes(self) -> dict[str, Mapping[int, str]]:
@@ -75,6 +78,8 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
 
     name: ClassVar[str]
     """Name of the kind in the manifest."""
+    has_single_graph: ClassVar[bool] = True
+    """Whether the whole network can be one graph."""
     condition_names: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that `condition` gives, as inputs of the decoder's graph."""
 
@@ -99,6 +104,14 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
     def upscale(self, lr: Tensor) -> Tensor:
         """1×3×H×W LR in [0, 1] → 1×3×sH×sW SR of the network as it came from the checkpoint, not clipped."""
         return self.network.decode(lr, *self.condition(lr))
+
+    def prove(self, lr: Tensor) -> tuple[Tensor, Mapping[str, NDArray[np.float32]]]:
+        """The output of `upscale`, and what the kind's proof needs from the way there (`Case.stages`)."""
+        return self.upscale(lr), {}
+
+    def crop(self, lr: NDArray[np.uint8]) -> tuple[int, int]:
+        """Height and width of the part of a proof's picture that is used: the whole, where torch takes no minutes for it."""
+        return lr.shape[0], lr.shape[1]
 
     def parts(self, network: AnyNetwork) -> list[GraphSpec]:
         """The float graphs that the runtime runs one after another, the decoder last; `network` is the fused one."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...models.int8.samples import sample_of, with_hard_edges
 from ...models.interface import Network
@@ -54,7 +55,7 @@ def make_int8(
     fifteen to thirty ranges can hardly be fitted to them.
     """
     network: Network = kind.network
-    chosen = [(picture.lr, picture.hr) for picture in calibration if not picture.held_back]
+    chosen = [_cropped(kind, picture) for picture in calibration if not picture.held_back]
     chosen += [(case.lr, case.hr) for case in proof.cases if case.dataset == OWN and case.hr is not None]
     samples = with_hard_edges([sample_of(lr, kind.condition) for lr, _ in chosen], kind.condition)
 
@@ -67,7 +68,7 @@ def make_int8(
         return float(np.mean(drops))
 
     if (quantizer := network.int8_form) is None:
-        return quantize_any(network, samples, judge, progress)
+        return quantize_any(network.fuse(), samples, judge, progress)
     originals = [
         Original(sample, twin, torch.from_numpy(to_graph(hr)))
         for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
@@ -76,6 +77,13 @@ def make_int8(
         progress("quantize: as trained")
         return trained(quantizer, quantizer.trained, originals, judge)
     return quantize(quantizer, originals, judge, max_drop=max_drop, progress=progress)
+
+
+def _cropped(kind: GraphKind[Any], picture: CalibrationPicture) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """LR and HR of the part that the kind takes."""
+    height, width = kind.crop(picture.lr)
+    scale = kind.network.scale
+    return picture.lr[:height, :width], picture.hr[: height * scale, : width * scale]
 
 
 def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:

@@ -144,8 +144,8 @@ def _replaced(network: AnyModule, replace: Callable[[str, nn.Module], nn.Module 
 
 
 def quantize_convolutions(network: AnyModule, spans: dict[str, tuple[Span, Span]], percentile: float) -> AnyModule:
-    """A copy in which all convolutions of the decoder are quantized except the first (it reads the picture) and the last."""
-    chosen = list(spans)[1:-1]
+    """A copy in which the convolutions of the decoder that may be (`Network.int8_convolutions`) are quantized."""
+    chosen = cast(Any, network).int8_convolutions(list(spans))
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if name not in chosen or not isinstance(module, nn.Conv2d):

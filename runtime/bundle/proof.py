@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,9 @@ class Case:
     """PSNR-Y of the fake-quantized torch model's output against `hr`, in dB."""
     dataset: str = OWN
     """Name of the picture set. A bundle stores only the package's own; held-back pictures of others judge int8 at export."""
+
+    stages: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    """What the torch model held on the way, for process kinds that are proven stage by stage."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -145,6 +149,7 @@ class Proof:
         entries = []
         for case in (c.sampled() for c in self.cases if c.dataset == OWN):
             tensors |= {f"{case.name}.{f}": value for f in _TENSORS if (value := getattr(case, f)) is not None}
+            tensors |= {f"{case.name}.stage.{stage}": value for stage, value in case.stages.items()}
             entry = {"name": case.name, "size": list(case.size), "psnr_y": case.psnr_y}
             entries.append(entry if case.expected_int8 is None else entry | {"psnr_y_int8": case.psnr_y_int8})
         content = {"seed": self.seed, "tolerances": dataclasses.asdict(self.tolerances), "cases": entries}
@@ -165,6 +170,8 @@ class Proof:
                 arrays: dict[str, Any] = {
                     field: tensors[key] for field, key in keys.items() if key in tensors or field in _REQUIRED
                 }
+                prefix = f"{entry['name']}.stage."
+                arrays["stages"] = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
                 return Case(name=entry["name"], psnr_y=entry["psnr_y"], psnr_y_int8=entry.get("psnr_y_int8"), **arrays)
 
             cases = tuple(case_of(entry) for entry in content["cases"])

@@ -118,7 +118,7 @@ def measure_here(path: str, int8: Backend, fp32: Backend, step: Callable[[str], 
         session = load_session(graph, backend=engine, precision=precision, threads=_THREADS)
         inputs: dict[str, NDArray[Any]] = {"image": picture, "lr": lr}
         for name, shape in session.inputs.items():  # zeros beside the picture: their values do not change the time
-            inputs.setdefault(name, np.zeros([length or 1 for length in shape], np.float32))
+            inputs.setdefault(name, np.zeros([1, *(length or _SIDE for length in shape[1:])], np.float32))
         calls[precision] = partial(session.run, {name: inputs[name] for name in session.inputs})
     return interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
 

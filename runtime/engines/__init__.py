@@ -67,11 +67,13 @@ def load_session(
     threads: int,
     weights: bytes | None = None,
     cached: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Session:
     """Load a graph into an engine with an explicit precision and number of threads.
 
     `graph`: a serialized ONNX graph or OpenVINO IR (with its `weights`), or a file of the user, whose weights may lie beside
-    it. `cached`: OpenVINO may take its compiled form from the user's cache folder, and put it there.
+    it. `cached`: OpenVINO may take its compiled form from the user's cache folder, and put it there. `shapes`: of the
+    inputs, if they are always the same.
     Raises `OptionError` for an engine or precision that does not exist, `EngineError` if the engine cannot load the graph.
     """
     if backend not in BACKENDS:
@@ -94,7 +96,7 @@ def load_session(
     except ImportError as error:
         _used_in = before
         raise EngineError(f"the engine {backend} is not installed ({error})") from error
-    return Engine(graph, precision=precision, threads=threads, weights=weights, cached=cached)
+    return Engine(graph, precision=precision, threads=threads, weights=weights, cached=cached, shapes=shapes)
 
 
 @in_forked_children

@@ -39,10 +39,17 @@ class OnnxRuntimeSession:
     """One loaded graph with the interface of `Session`. ONNX Runtime itself allows concurrent calls."""
 
     def __init__(
-        self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None, cached: bool = False
+        self,
+        graph: bytes | Path,
+        *,
+        precision: str,
+        threads: int,
+        weights: bytes | None = None,
+        cached: bool = False,
+        shapes: Any = None,
     ) -> None:
         del precision  # the graph decides: float32, or int8 by its QDQ nodes; ONNX Runtime never changes it
-        del cached  # loading takes a tenth of a second
+        del cached, shapes  # loading takes a tenth of a second, and any shapes are as good as others
         if weights is not None:
             raise EngineError("ONNX Runtime reads ONNX graphs, not OpenVINO IR")
         options = ort.SessionOptions()

@@ -91,8 +91,16 @@ class OpenVinoSession:
     """One compiled graph with the interface of `Session`. Calls take turns, because one request already uses all threads."""
 
     def __init__(
-        self, graph: bytes | Path, *, precision: str, threads: int, weights: bytes | None = None, cached: bool = False
+        self,
+        graph: bytes | Path,
+        *,
+        precision: str,
+        threads: int,
+        weights: bytes | None = None,
+        cached: bool = False,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        """`shapes`: of the inputs, if they are always the same."""
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -105,7 +113,7 @@ class OpenVinoSession:
             if cached and isinstance(graph, bytes) and weights is None:
                 self._compiled = _compiled_or_cached(graph, config)
             else:
-                self._compiled = _compiled(graph, weights, config)
+                self._compiled = _compiled(graph, weights, config, shapes=shapes)
             self._request = self._compiled.create_infer_request()
         except (RuntimeError, MemoryError) as error:
             raise EngineError(f"OpenVINO cannot load the graph: {_last_line(error)}") from error
@@ -162,15 +170,22 @@ class OpenVinoSession:
 
 
 def _compiled(
-    graph: bytes | Path, weights: bytes | None, config: dict[str, Any], *, one_pixel: bool = False
+    graph: bytes | Path,
+    weights: bytes | None,
+    config: dict[str, Any],
+    *,
+    one_pixel: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ov.CompiledModel:
-    """`one_pixel`: for pictures of `_ONE_PIXEL` only."""
+    """`one_pixel`: for pictures of `_ONE_PIXEL` only. `shapes`: see `OpenVinoSession`."""
     core = shared_core()
     if weights is None:
         model = core.read_model(graph)
     else:
         model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
     _fix_batch(model)
+    if shapes is not None:
+        model.reshape({port: shapes[port.get_any_name()] for port in model.inputs})
     if one_pixel:
         model.reshape({port: _ONE_PIXEL for port in model.inputs if len(port.partial_shape) == len(_ONE_PIXEL)})
     return core.compile_model(model, "CPU", config)

@@ -29,14 +29,14 @@ class Pipelines:
     """The thread in which all of them run."""
     loaded: dict[Choice, Pipeline]
 
-    def __init__(self, bundle: Bundle, *, threads: int, seed: int, together: bool) -> None:
+    def __init__(self, bundle: Bundle, threads: int, seed: int, memory_limit: int | None, *, together: bool) -> None:
         """`together`: whether several pipelines may be loaded at once.
 
         Otherwise one is released before another is loaded. Both happen in the engine's thread, because glibc would keep the
         memory once for each thread that loads: sixteen callers of two kinds took 207 MiB under a limit of 80, and so 55.
         """
         self._bundle, self._threads, self._together = bundle, threads, together
-        self._options: dict[str, Any] = {"threads": threads, "seed": seed, "cached": True}
+        self._options: dict[str, Any] = {"threads": threads, "seed": seed, "cached": True, "memory_limit": memory_limit}
         self.thread = EngineThread(threads)
         self.loaded = {}
         self._lock = threading.Lock()

@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, Manifest
-from ..engines import Backend, Precision, load_session
+from ..engines import Backend, Precision, Session, load_session
 from ..errors import BundleError, EngineError
 from ..host.cancel import Cancel
 from ..host.engine_thread import EngineThread
 from ..pictures.arrays import from_graph, to_graph
 from ..pictures.channels import Pixels
 from ..tiling.blend import blend
+from ..tiling.memory import Needs, least_for_one_piece, needs_of, plan_picture, plan_strips
 from ..tiling.tiles import Plan, Tile, TileCost
 
-__all__ = ["Condition", "Float", "Pipeline", "Progress", "Then"]
+__all__ = ["Condition", "Float", "OnStep", "Pipeline", "Progress", "Then"]
 
 Float = NDArray[np.float32]
 Condition = Mapping[str, Float]
@@ -31,6 +32,9 @@ Then = Callable[[Condition], None]
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (tiles done, number of tiles)."""
+OnStep = Callable[[int, int, Callable[[], Any]], None]
+"""Called after each step of a diffusion process that runs step by step, with (steps done, number of steps, function that
+draws the estimate so far as a picture without alpha). Other networks never call it."""
 
 
 class Pipeline(abc.ABC):
@@ -44,6 +48,12 @@ class Pipeline(abc.ABC):
     """Name of the process kind in the manifest."""
     roles: ClassVar[tuple[str, ...]]
     """Graphs that the pipeline runs, the decoder last."""
+    reduced_roles: ClassVar[tuple[str, ...]] = ("decoder",)
+    """Those of them that run at the chosen precision: they take nearly all of the time, and the rest is more sensitive."""
+    int8_equals_model: ClassVar[bool] = True
+    """Whether int8 gives the same picture on every engine; otherwise a rounding changes all that follows."""
+    all_at_once: ClassVar[bool] = True
+    """Whether all graphs are loaded at the beginning; otherwise each when it is needed."""
 
     def __init__(
         self,
@@ -56,11 +66,13 @@ class Pipeline(abc.ABC):
         tile_cost: TileCost | None = None,
         cached: bool = False,
         thread: EngineThread | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         """Load the graphs.
 
         `tile_cost` learns how long tiles take. `cached`: compiled forms may come from the user's cache folder. `thread`: an
         engine thread that several pipelines share, so that one tile at a time is in memory; None makes a new one.
+        `memory_limit`: for kinds that load one graph at a time where a limit does not hold all of them.
 
         Raises `BundleError` for a damaged bundle, `EngineError` if the engine cannot run it.
         """
@@ -68,21 +80,58 @@ class Pipeline(abc.ABC):
         self.precision: Precision = precision
         self.seed = seed
         self.manifest = bundle.manifest
+        self.memory_limit = memory_limit
         self._thread = thread or EngineThread(threads)
         self._scale = bundle.manifest.scale
         self._tile_cost = tile_cost or TileCost()
-        # Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive.
-        precisions: dict[str, Precision] = {role: precision if role == "decoder" else "fp32" for role in self.roles}
-        self._sessions = {}
-        for role, each in precisions.items():
-            graph = bundle.graph(bundle.manifest.role(role, each))
-            self._sessions[role] = load_session(graph, backend=backend, precision=each, threads=threads, cached=cached)
+        self._bundle, self._threads, self._cached = bundle, threads, cached
+        self._sessions: dict[str, Session] = {}
+        for role in self.roles if self.all_at_once else ():
+            self.session(role)
+
+    def session(self, role: str) -> Session:
+        """A graph, loaded now if it is not."""
+        if role not in self._sessions:
+            precision: Precision = self.precision if role in self.reduced_roles else "fp32"
+            graph = self._bundle.graph(self.manifest.role(role, precision))
+            options: dict[str, Any] = {"threads": self._threads, "cached": self._cached}
+            self._sessions[role] = load_session(graph, backend=self.backend, precision=precision, **options)
+        return self._sessions[role]
 
     @classmethod
     def check(cls, manifest: Manifest) -> None:
         """Raise `BundleError` if the manifest's section does not fit this kind, or lacks one of its graphs."""
         if missing := [role for role in cls.roles if role not in manifest.graphs]:
             raise BundleError(f"manifest.json: the {missing[0]} graph is missing")
+
+    # How the kind plans its memory, see `tiling.memory`.
+
+    @classmethod
+    def needs(cls, manifest: Manifest, backend: Backend, precision: Precision, limit: int | None) -> Needs:
+        del limit
+        return needs_of(manifest, backend, precision)
+
+    @classmethod
+    def plan(cls, manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int) -> Plan:
+        return plan_picture(manifest, needs, height, width, limit, tile_cost=tile_cost)
+
+    @classmethod
+    def plan_strips(cls, *arguments: Any, **options: Any) -> Plan:
+        return plan_strips(*arguments, **options)
+
+    @classmethod
+    def least_for_one_piece(cls, manifest: Manifest, needs: Needs, height: int, width: int) -> int | None:
+        del manifest
+        return least_for_one_piece(needs, height, width)
+
+    @classmethod
+    def own_claims(cls, manifest: Manifest) -> Mapping[str, tuple[str, tuple[int, int], int]] | None:
+        """Claims on memory of a kind whose tiles are its own affair: field → (graph, size of the picture, values a pixel).
+
+        None: the decoder's memory and reach are measured as `claims` does for tiles that `plan_picture` cuts.
+        """
+        del manifest
+        return None
 
     @staticmethod
     def steps(manifest: Manifest) -> int:
@@ -96,8 +145,8 @@ class Pipeline(abc.ABC):
 
     def unload(self) -> None:
         """Release the engine's memory now, even if somebody still holds the pipeline. It must not be called afterwards."""
-        for session in self._sessions.values():
-            session.close()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
 
     def in_turn(self, cancel: Cancel | None, work: Callable[[], Result]) -> Result:
         """Do `work` while no other call uses the engine, see `EngineThread.run`."""
@@ -111,11 +160,12 @@ class Pipeline(abc.ABC):
         out: Any = None,
         cancel: Cancel | None = None,
         progress: Progress | None = None,
+        on_step: OnStep | None = None,
     ) -> Any:
         """H×W×1 or H×W×3 of a supported dtype → the same kind, `scale` times larger; int8 takes uint8 only.
 
         `plan`: the tiles (None: the whole picture is one tile). `out`: what to write into, an array or a
-        `Target`; it is returned.
+        `Target`; it is returned. `on_step`: only for kinds whose process runs step by step.
         """
         height, width = colour.shape[:2]
         plan = plan or Plan((height, width), (1, 1), 0, 0)
@@ -156,7 +206,7 @@ class Pipeline(abc.ABC):
         if self.precision != "int8":
             return from_graph(self._run_float(to_graph(colour), condition), colour)
         rgb = colour if colour.shape[2] == 3 else np.repeat(colour, 3, axis=2)
-        outputs = self._sessions["decoder"].run({"image": rgb[None], **condition})
+        outputs = self.session("decoder").run({"image": rgb[None], **condition})
         wanted = (1, rgb.shape[0] * self._scale, rgb.shape[1] * self._scale, 3)
         if len(outputs) != 1 or outputs[0].shape != wanted or outputs[0].dtype != np.uint8:
             raise EngineError(f"the int8 decoder on {self.backend} does not give one uint8 output of shape {wanted}")
@@ -170,6 +220,16 @@ class Pipeline(abc.ABC):
         condition = self.condition(colour)
         return self.in_turn(None, lambda: self._run_float(to_graph(colour), condition))
 
+    def prove(self, colour: NDArray[Any], stages: Mapping[str, Float]) -> Float:
+        """The same for a case of the proof. `stages`: what the torch model held on the way, if the kind needs it."""
+        del stages
+        return self.run(colour)
+
+    def prove_int8(self, colour: NDArray[Any], stages: Mapping[str, Float]) -> NDArray[Any]:
+        """The picture for a case of the proof in int8."""
+        del stages
+        return np.asarray(self.picture(colour))
+
     def _run_float(self, lr: Float, condition: Condition) -> Float:
         sr = self.run_graph("decoder", {"lr": lr, **condition}, rank=4)
         wanted = (1, 3, lr.shape[2] * self._scale, lr.shape[3] * self._scale)
@@ -179,7 +239,7 @@ class Pipeline(abc.ABC):
 
     def run_graph(self, role: str, inputs: Mapping[str, NDArray[Any]], *, rank: int) -> Float:
         """Run a graph with one output. Raises `BundleError` if its number of outputs, type or rank is wrong."""
-        outputs = self._sessions[role].run(inputs)
+        outputs = self.session(role).run(inputs)
         if len(outputs) != 1 or outputs[0].ndim != rank or outputs[0].dtype != np.float32:
             raise BundleError(f"the {role} graph of the bundle does not give one float32 output of {rank} dimensions")
         return outputs[0]
