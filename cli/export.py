@@ -25,6 +25,9 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the autoencoder, for ResShift, SinSR, RSD.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, int8, separated by commas; default: all that this CPU can prove.")
     ] = None,
@@ -66,6 +69,7 @@ def export(
             post_training=post_training,
             arch=arch,
             key_map=key_map,
+            autoencoder=autoencoder,
             steps=steps,
             seed=seed,
             single_graph=single_graph,

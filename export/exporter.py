@@ -65,6 +65,8 @@ class ExportOptions:
     """Quantize the float network anew, even if the checkpoint holds a quantized one from training."""
     key_map: Path | None = None
     """JSON file {pattern: replacement} that renames foreign keys."""
+    autoencoder: Path | None = None
+    """Checkpoint of the autoencoder, for networks that come in two files."""
     steps: int | None = None
     """T of the reverse process. None: from the checkpoint's metadata."""
     seed: int = 0
@@ -77,7 +79,7 @@ class ExportOptions:
     """Write a result that failed its proof to OUTPUT.failed."""
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint", "output", "calibration", "key_map"):
+        for name in ("checkpoint", "output", "calibration", "key_map", "autoencoder"):
             value = getattr(self, name)
             path = path_of(value)
             if path is None and (value is not None or name in ("checkpoint", "output")):
@@ -239,7 +241,13 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     if not 0 <= options.max_psnr_drop < math.inf:
         raise ExportError(f"the largest PSNR drop must be a finite number of dB, at least 0, not {options.max_psnr_drop}")
     progress("read the checkpoint")
-    loaded = load_model(options.checkpoint, arch=options.arch, key_map=options.key_map, steps=options.steps)
+    loaded = load_model(
+        options.checkpoint,
+        arch=options.arch,
+        key_map=options.key_map,
+        steps=options.steps,
+        autoencoder=options.autoencoder,
+    )
     if (cost := cost_of_steps(loaded.network.steps)) is not None:
         logger.warning(cost)
     kind = graph_kind(loaded.network, options.seed)
@@ -258,6 +266,9 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         quantized = make_int8(kind, proof, calibration, post_training=post_training, max_drop=limit, progress=progress)
         proof = with_int8(proof, kind, quantized.form, drop=quantized.psnr_drop_db, max_drop=limit)
         graphs.add_int8(quantized.form)
+    if licence := loaded.notes.get("licence"):
+        for model in graphs.models.values():
+            model.doc_string = f"Licence: {licence}"
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
     report = {} if quantized is None else quantized.to_dict() | {"datasets": drop_by_dataset(proof)}

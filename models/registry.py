@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import shortened
-from . import diffir, rdsr, repd
+from . import diffir, rdsr, repd, resshift
 from .base_config import BaseConfig
 from .checkpoint import Checkpoint, apply_key_map, open_checkpoint, read_key_map, save_checkpoint
 from .errors import CheckpointError, UnsupportedModelError
@@ -51,10 +52,16 @@ class Architecture:
     """Whether a state dict with these keys and shapes is of this family."""
     config_from_shapes: Callable[[Shapes], Any]
     """Read a config off the keys and shapes; raises `CheckpointError`."""
-    derived: tuple[str, ...] = ()
-    """Prefixes of tensors that repeat others or follow from them. They are no weights; `settle` checks them."""
+    is_derived: Callable[[str], bool] = lambda name: False
+    """Whether a tensor of this name repeats others or follows from the sizes. It is no weight; `settle` checks it."""
     settle: Callable[[Any, Shapes, Callable[[str], Tensor]], Any] = lambda config, shapes, read: config
     """(config, shapes, function that reads a tensor) → config completed from values; raises `CheckpointError`."""
+    name_of: Callable[[str], str] = lambda key: key
+    """The network's name of a tensor, by its key in the file."""
+    autoencoder: str | None = None
+    """What precedes the names of tensors from a second file, that of an autoencoder; None if there is no such file."""
+    licence: str = ""
+    """What the licence of the released checkpoints forbids."""
 
     def build(self, config: Any, shapes: Shapes) -> Network:
         """A network of this config with initial weights, and with the optional parts that the keys show."""
@@ -66,13 +73,39 @@ class Architecture:
 _REPD = Architecture("repd", repd.RepD, repd.RepDConfig, repd.matches, repd.config_from_shapes)
 _RDSR = Architecture("rdsr", rdsr.RDSR, rdsr.RDSRConfig, rdsr.matches, rdsr.config_from_shapes)
 _DIFFIR = Architecture(
-    "diffir", diffir.DiffIR, diffir.DiffIRConfig, diffir.matches, diffir.config_from_shapes, diffir.DERIVED, diffir.settle
+    "diffir", diffir.DiffIR, diffir.DiffIRConfig, diffir.matches, diffir.config_from_shapes, diffir.is_derived, diffir.settle
 )
-ARCHITECTURES = {arch.name: arch for arch in (_REPD, _RDSR, _DIFFIR)}
+
+
+def _resshift(name: str, matches: Callable[[Shapes], bool], config_from_shapes: Callable[[Shapes], Any]) -> Architecture:
+    return Architecture(
+        name,
+        resshift.ResShift,
+        resshift.ResShiftConfig,
+        matches,
+        config_from_shapes,
+        resshift.is_derived,
+        resshift.settle,
+        resshift.name_of,
+        resshift.AUTOENCODER,
+        resshift.LICENCE,
+    )
+
+
+_RESSHIFT = {
+    name: _resshift(
+        name, resshift.matches_noise_input if name == "rsd" else lambda shapes: False, resshift.config_of_sampler(name)
+    )
+    for name in resshift.SAMPLERS
+}
+"""Only the user knows which of them a checkpoint is of, unless it has an input of noise."""
+_UNNAMED = _resshift("resshift", resshift.matches, resshift.refuse_unnamed)
+ARCHITECTURES = {arch.name: arch for arch in (_REPD, _RDSR, _DIFFIR, *_RESSHIFT.values(), _UNNAMED)}
 """Every known architecture. A checkpoint is read as the first that matches. A new one is one folder and one entry here."""
 _PRESETS: dict[str, tuple[Architecture, Any]] = {
     **{f"rdsr-{name}": (_RDSR, config) for name, config in rdsr.PRESETS.items()},
     "diffir": (_DIFFIR, diffir.OFFICIAL_X4),
+    **{name: (_RESSHIFT[config.sampler], config) for name, config in resshift.PRESETS.items()},
 }
 """Model name → architecture and config of a network that can be built with random weights."""
 
@@ -164,16 +197,26 @@ def _find_architecture(shapes: Shapes, name: str | None = None) -> Architecture:
     )
 
 
-def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = None, steps: int | None = None) -> LoadedModel:
-    """Read a checkpoint into a network. `steps` overrides T of the checkpoint.
+def load_model(
+    path: Path,
+    *,
+    arch: str | None = None,
+    key_map: Path | None = None,
+    steps: int | None = None,
+    autoencoder: Path | None = None,
+) -> LoadedModel:
+    """Read a checkpoint into a network. `steps` overrides T of the checkpoint. `autoencoder`: a second file, for networks
+    that need one.
 
     Names and shapes of all tensors are checked before the first one is read. Raises `CheckpointError` or
     `UnsupportedModelError` with one sentence that names the file and the tensor at fault.
     """
     renames = {} if key_map is None else read_key_map(key_map)
-    with open_checkpoint(path) as checkpoint:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open_checkpoint(each)) for each in (path, autoencoder) if each is not None]
+        checkpoint = files[0]
         try:
-            network, architecture = _load(checkpoint, arch, renames, steps)
+            network, architecture = _load(files, arch, renames, steps)
             notes = _notes(checkpoint.metadata)
         except (CheckpointError, ValueError, RecursionError) as error:
             kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
@@ -182,23 +225,34 @@ def load_model(path: Path, *, arch: str | None = None, key_map: Path | None = No
             if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's word for a lack of memory
                 raise
             raise CheckpointError(f"{path}: there is not enough memory for its tensors") from error
+        notes |= {"licence": architecture.licence} if architecture.licence else {}
+        if autoencoder is not None:
+            notes |= {"autoencoder_sha256": files[1].digest()}
         return LoadedModel(network.eval(), architecture.name, network.config, checkpoint.digest(), notes)
 
 
 def _load(
-    checkpoint: Checkpoint, arch: str | None, key_map: Mapping[str, str], steps: int | None
+    files: Sequence[Checkpoint], arch: str | None, key_map: Mapping[str, str], steps: int | None
 ) -> tuple[Network, Architecture]:
-    in_file = apply_key_map({key: key for key in checkpoint.stored}, key_map)
-    shapes = {name: checkpoint.stored[key].shape for name, key in in_file.items()}
+    """`files`: the checkpoint, and that of its autoencoder if it has one."""
+    checkpoint, *more = files
+    keys = apply_key_map({key: key for key in checkpoint.stored}, key_map)
+    found = {name: checkpoint.stored[key].shape for name, key in keys.items()}
+    architecture = _find_architecture(found, arch or checkpoint.metadata.get("arch"))
+    in_file = {architecture.name_of(name): (checkpoint, key) for name, key in keys.items()}
+    if more and architecture.autoencoder is None:
+        raise CheckpointError(f"{architecture.name} has no autoencoder")
+    in_file |= {f"{architecture.autoencoder}{key}": (each, key) for each in more for key in each.stored}
+    shapes = {name: file.stored[key].shape for name, (file, key) in in_file.items()}
 
-    def read(name: str) -> Tensor:
-        if (dtype := checkpoint.stored[in_file[name]].dtype) not in _FLOATS:
+    def read(name: str, *dtypes: torch.dtype) -> Tensor:
+        file, key = in_file[name]
+        if not architecture.is_derived(name) and (dtype := file.stored[key].dtype) not in _FLOATS:
             raise CheckpointError(f"tensor {name} has type {dtype}, expected dense floating point")
-        return checkpoint.read(in_file[name])
+        return file.read(key)
 
-    architecture = _find_architecture(shapes, arch or checkpoint.metadata.get("arch"))
-    kept = {name: shape for name, shape in shapes.items() if not name.startswith(architecture.derived)}
-    if strange := next((name for name in kept if checkpoint.stored[in_file[name]].strange), None):
+    kept = {name: shape for name, shape in shapes.items() if not architecture.is_derived(name)}
+    if strange := next((name for name in kept if in_file[name][0].stored[in_file[name][1]].strange), None):
         read(strange)  # which names it: the file does not show its shape
     config = architecture.config_from_shapes(shapes)  # names a missing tensor, also if the metadata holds the config
     if "config" in checkpoint.metadata:
@@ -209,7 +263,7 @@ def _load(
     config = architecture.settle(config, shapes, read)
     if steps is not None:
         if not hasattr(config, "steps"):
-            raise CheckpointError(f"{architecture.name} has no diffusion process, so its steps cannot be set")
+            raise CheckpointError(f"the steps of {architecture.name} cannot be set")
         config = dataclasses.replace(config, steps=steps)
     with torch.device("meta"):
         network = architecture.build(config, shapes)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...models.interface import DirectNetwork, LatentPriorNetwork, Network
+from ...models.interface import DirectNetwork, LatentPriorNetwork, Network, ResidualShiftNetwork
 from ..errors import ExportError
 from .direct import DirectGraphs
 from .kind import GraphKind
 from .latent_prior import LatentPriorGraphs
+from .residual_shift import ResidualShiftGraphs
 
 __all__ = ["GraphKind", "graph_kind"]
 
-_KINDS: dict[type[Any], type[GraphKind[Any]]] = {LatentPriorNetwork: LatentPriorGraphs, DirectNetwork: DirectGraphs}
+_KINDS: dict[type[Any], type[GraphKind[Any]]] = {
+    LatentPriorNetwork: LatentPriorGraphs,
+    DirectNetwork: DirectGraphs,
+    ResidualShiftNetwork: ResidualShiftGraphs,
+}
 
 
 def graph_kind(network: Network, seed: int) -> GraphKind[Any]:

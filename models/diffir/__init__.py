@@ -14,10 +14,8 @@ from ..shapes import Shapes, parts_found
 from .config import OFFICIAL_X4, DiffIRConfig
 from .network import DiffIR
 
-__all__ = ["DERIVED", "OFFICIAL_X4", "DiffIR", "DiffIRConfig", "config_from_shapes", "matches", "settle"]
+__all__ = ["OFFICIAL_X4", "DiffIR", "DiffIRConfig", "config_from_shapes", "is_derived", "matches", "settle"]
 
-DERIVED = ("diffusion.",)
-"""Prefix of the tensors that repeat others, or follow from β."""
 _REPEATED = {"diffusion.model.": "denoise.", "diffusion.condition.": "condition."}
 """Prefix of repeated keys → prefix of kept keys: released checkpoints hold denoiser and condition encoder twice."""
 _PARTS = ("G.patch_embed.proj.", "G.encoder_level1.", "G.latent.", "G.refinement.", "condition.E.", "denoise.resmlp.")
@@ -28,6 +26,11 @@ _SCHEDULE_TOLERANCE = 5e-4
 def matches(shapes: Shapes) -> bool:
     """Whether the keys are those of DiffIR. A missing tensor is named later."""
     return parts_found(shapes, *_PARTS) >= 3
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor repeats others, or follows from β."""
+    return name.startswith("diffusion.")
 
 
 def config_from_shapes(shapes: Shapes) -> DiffIRConfig:

@@ -92,7 +92,7 @@ class Graph:
 
     def check_order(self) -> None:
         """Raise `GraphError` unless every value has one maker, which comes before its readers."""
-        if not 1 <= len(self.inputs) <= 4 or len(self.outputs) != 1:
+        if not 1 <= len(self.inputs) <= 5 or len(self.outputs) != 1:
             raise GraphError(f"has {len(self.inputs)} inputs and {len(self.outputs)} outputs")
         if len(self.nodes) > MAX_NODES or len(self.constants) > MAX_NODES:
             raise GraphError(f"has more than {MAX_NODES} nodes or constants")

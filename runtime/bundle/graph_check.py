@@ -7,7 +7,8 @@ from .manifest import Manifest
 from .need import need
 from .onnx_wire import read_onnx
 from .openvino_ir import read_ir
-from .operators import KINDS, check_operators
+from .operators import KINDS, OPERATORS, check_operators
+from .operators_shift import SHIFT_OPERATORS, shift_sizes
 
 __all__ = ["check_graph"]
 
@@ -16,6 +17,8 @@ _SIZES = (
     (1024, 1024), (3000, 4000),
 )  # fmt: skip
 """Heights and widths that shapes are followed for. A graph has to fit them all, because any size works."""
+_OF_KIND = {"residual-shift": (SHIFT_OPERATORS, shift_sizes)}
+"""Process kinds with operators and sizes of their own."""
 _BORDER = 32
 """Pixels by which a network may pad a side."""
 _VALUES = 2
@@ -33,13 +36,14 @@ def check_graph(manifest: Manifest, content: bytes, weights: bytes | None = None
     """
     if manifest.kind not in KINDS:
         raise GraphError(f"cannot be checked: the process kind is {manifest.kind[:40]!r}")
+    operators, sizes = _OF_KIND.get(manifest.kind, (OPERATORS, lambda manifest: _SIZES))
     if weights is None:
         graph = read_onnx(content)
-        check_operators(graph, manifest.kind)
+        check_operators(graph, manifest.kind, operators)
     else:
         graph = read_ir(content, memoryview(weights), manifest.kind)
     constants = graph.stored
-    for height, width in _SIZES:
+    for height, width in sizes(manifest):
         pixels = (height + _BORDER) * (width + _BORDER)
         need(
             graph,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from . import rules_layers, rules_layout  # noqa: F401  # they fill RULES
+from . import rules_layers, rules_layout, rules_shift  # noqa: F401  # they fill RULES
 from .graph import FLOAT, UINT8, Graph, GraphError, Node
 from .values import RULES, Inputs, Value, at
 

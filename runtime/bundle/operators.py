@@ -17,7 +17,7 @@ Allowed = type | Sequence[Attribute]
 _DIRECT = "direct"
 _PRIOR = "latent-prior"
 _BOTH = (_PRIOR, _DIRECT)
-KINDS = _BOTH
+KINDS = (*_BOTH, "residual-shift")
 """The process kinds that have graphs."""
 
 
@@ -181,10 +181,10 @@ LAYERS: Mapping[str, Layer] = {
 """What OpenVINO makes of the operators above. Parameter, Const and Result, the ends and constants, are not among them."""
 
 
-def check_operators(graph: Graph, kind: str) -> None:
+def check_operators(graph: Graph, kind: str, operators: Mapping[str, Operator] = OPERATORS) -> None:
     """Raise `GraphError` unless the nodes of an ONNX graph are those that exports of a process kind write."""
     for node in graph.nodes:
-        row = OPERATORS.get(node.operator)
+        row = operators.get(node.operator)
         if row is None or kind not in row.kinds:
             raise GraphError(f"holds the operator {node.operator!r}, which no {kind} export writes")
         what = f"the {node.operator} {node.name!r}"

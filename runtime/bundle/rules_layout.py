@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import FLOAT, INT8, INT64, UINT8, GraphError, Node, Tensor
+from .graph import BOOL, FLOAT, INT8, INT64, UINT8, GraphError, Node, Tensor
 from .values import LARGEST, Inputs, Value, at, axes_of, axis_of, broadcast, ints, made, rule
 
 __all__: list[str] = []
@@ -26,7 +26,7 @@ def _cast(node: Node, inputs: Inputs) -> list[Value]:
     dtype = _CASTS.get(node.attributes.get("to"))  # type: ignore[arg-type]
     if dtype is None:
         raise GraphError("which makes a type that no export writes")
-    x = at(inputs, 0, FLOAT, UINT8, INT8, INT64)
+    x = at(inputs, 0, FLOAT, UINT8, INT8, INT64, BOOL)
     return [made(dtype, x.shape, lambda: x.known, x) if x.dtype == INT64 else Value(dtype, x.shape)]
 
 
@@ -94,6 +94,8 @@ def _concat(node: Node, inputs: Inputs) -> list[Value]:
 def _gather(node: Node, inputs: Inputs) -> list[Value]:
     x, index = at(inputs, 0), at(inputs, 1, INT64)
     axis = ints(inputs, 2, rank=None)[0] if len(inputs) > 2 else node.attributes.get("axis", 0)
+    if index.below is not None and axis == 0 and x.shape and index.below <= x.shape[0]:
+        return [Value(x.dtype, (*index.shape, *x.shape[1:]))]
     if not x.shape or axis != 0 or len(index.shape) > 1:
         raise GraphError("which does not pick from the first axis")
     numbers = ints(inputs, 1, rank=None)
@@ -106,7 +108,7 @@ def _gather(node: Node, inputs: Inputs) -> list[Value]:
 def _slice(node: Node, inputs: Inputs) -> list[Value]:
     x, rank = at(inputs, 0), len(at(inputs, 0).shape)
     starts, stops = ints(inputs, 1), ints(inputs, 2)
-    axes = axes_of(ints(inputs, 3), rank)
+    axes = axes_of(ints(inputs, 3) if len(inputs) > 3 else range(len(starts)), rank)
     steps = ints(inputs, 4) if len(inputs) > 4 else [1] * len(starts)
     if not len(starts) == len(stops) == len(axes) == len(steps) or 0 in steps:
         raise GraphError("whose starts, ends, axes and steps do not fit together")

@@ -30,6 +30,8 @@ class Value:
     shape: tuple[int, ...]
     known: NDArray[Any] | None = None
     """The values themselves, if they depend on sizes alone."""
+    below: int | None = None
+    """Integers from 0 to below this, if they depend on the picture."""
 
     @property
     def size(self) -> int:

@@ -8,11 +8,14 @@ from ..bundle import Bundle, Manifest
 from ..errors import BundleError
 from .direct import DirectPipeline
 from .latent_prior import LatentPriorPipeline
-from .pipeline import Pipeline, Progress
+from .pipeline import OnStep, Pipeline, Progress
+from .residual_shift import ResidualShiftPipeline
 
-__all__ = ["Pipeline", "Progress", "load_pipeline", "pipeline_kind"]
+__all__ = ["OnStep", "Pipeline", "Progress", "load_pipeline", "pipeline_kind"]
 
-_KINDS: dict[str, type[Pipeline]] = {pipeline.kind: pipeline for pipeline in (LatentPriorPipeline, DirectPipeline)}
+_KINDS: dict[str, type[Pipeline]] = {
+    pipeline.kind: pipeline for pipeline in (LatentPriorPipeline, DirectPipeline, ResidualShiftPipeline)
+}
 
 
 def pipeline_kind(manifest: Manifest) -> type[Pipeline]:

@@ -59,7 +59,7 @@ def test_it_is_known_by_its_keys(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_no_steps_to_set(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="repd has no diffusion process"):
+    with pytest.raises(CheckpointError, match="the steps of repd cannot be set"):
         load_model(checkpoint, steps=2)
 
 

@@ -1,0 +1,75 @@
+"""From the two files of a ResShift network to a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from rdsr.export.exporter import ExportOptions, export_checkpoint
+from rdsr.export.graphs.accounting import graph_constants
+from rdsr.models.registry import load_model
+from rdsr.runtime.bundle import Bundle
+from rdsr.tests.cli.running import listing, refused, run
+from rdsr.tests.models.resshift.networks import own_checkpoint, released_files
+
+
+def test_two_files_become_a_proven_bundle(tmp_path: Path) -> None:
+    unet, autoencoder = released_files(tmp_path, "rsd")
+    output = tmp_path / "rsd.bundle"
+    result = run("export", unet, "--autoencoder", autoencoder, "-o", output, "--precision", "fp32", "--json")
+    report = json.loads(result.stdout)
+    assert (report["arch"], report["steps"], report["passed"], report["unsimplified"]) == ("rsd", 1, True, [])
+    assert [row["engine"] for row in report["variants"]] == ["openvino", "onnxruntime"]
+    names = {"decoder.onnx", "encoder.onnx", "manifest.json", "proof.json", "proof.safetensors", "step.onnx"}
+    assert set(listing(output)) == names, "no single graph, whose noise would have the size of one picture"
+    notes = Bundle(output).manifest.checkpoint["notes"]
+    assert "no commercial use" in notes["licence"]
+    step = onnx.load(output / "step.onnx")
+    assert "no commercial use" in step.doc_string
+    assert [port.name for port in step.graph.input] == ["latent", "lr", "time", "input_scale", "noise_map"]
+    weights = {key for key, _ in load_model(unet, autoencoder=autoencoder).network.named_parameters()}
+    assert len(graph_constants(step)) < len(weights)
+    assert json.loads(run("info", output, "--json").stdout)["process"] == "residual-shift"
+    upscaled = run(
+        "upscale", Path(__file__).parents[2] / "export/samples/LRx4/chart.png", "-o", tmp_path / "x.png", "--bundle", output
+    )
+    assert upscaled.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name it with --arch"),
+        (["--arch", "sinsr"], "needs its autoencoder: name the file with --autoencoder"),
+        (["--arch", "sinsr", "--autoencoder", "{unet}"], "is a UNet, not an autoencoder"),
+        (["--arch", "sinsr", "--autoencoder", "nothing.pth"], "cannot read the checkpoint nothing.pth"),
+        (["--arch", "rsd", "--autoencoder", "{vq}"], "no input channel of noise"),
+        (["--arch", "sinsr", "--autoencoder", "{vq}", "--steps", "2"], "steps of sinsr cannot be set"),
+    ],
+)
+def test_what_is_missing_or_misplaced_is_said(tmp_path: Path, arguments: list[str], words: str) -> None:
+    unet, autoencoder = released_files(tmp_path / "in")
+    given = [argument.format(unet=unet, vq=autoencoder) for argument in arguments]
+    refused(run("export", unet, *given, "-o", tmp_path / "out"), words)
+    assert listing(tmp_path) == ["in"]
+
+
+def test_int8_has_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights lose too much."""
+    monkeypatch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])  # at 128×128, where it takes half a minute
+    checkpoint = own_checkpoint(tmp_path / "sinsr.safetensors")
+    result = run("export", checkpoint, "-o", tmp_path / "out", "--precision", "fp32,int8")
+    assert result.exit_code == 3
+    assert "int8 loses" in result.stderr
+    assert listing(tmp_path) == ["sinsr.safetensors"]
+
+
+def test_the_same_graphs_again(tmp_path: Path) -> None:
+    checkpoint = own_checkpoint(tmp_path / "sinsr.safetensors")
+    for name in ("one", "two"):
+        assert export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / name, precisions=("fp32",))).passed
+    one, two = (Bundle(tmp_path / name).manifest for name in ("one", "two"))
+    assert one.files == two.files
