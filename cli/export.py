@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .console import print_json, printable, stderr, stdout, steps_shown
 from .exit_codes import FAILED, GATE_NOT_MET, command
-from .options import JsonOption, SeedOption, ThreadsOption
+from .options import ArchOption, AutoencoderOption, JsonOption, SeedOption, ThreadsOption
 
 __all__ = ["export", "info", "verify"]
 
@@ -25,9 +25,7 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
-    autoencoder: Annotated[
-        Path | None, typer.Option(help="Checkpoint of the autoencoder, for ResShift, SinSR, RSD.")
-    ] = None,
+    autoencoder: AutoencoderOption = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, int8, separated by commas; default: all that this CPU can prove.")
     ] = None,
@@ -42,7 +40,7 @@ def export(
         int | None, typer.Option(min=1, max=1000, help="Steps T of the reverse process; default: the checkpoint's.")
     ] = None,
     seed: SeedOption = 0,
-    arch: Annotated[str | None, typer.Option(help="Name of the architecture; default: detected from the keys.")] = None,
+    arch: ArchOption = None,
     key_map: Annotated[Path | None, typer.Option(help="JSON file {pattern: replacement} that renames foreign keys.")] = None,
     single_graph: Annotated[bool, typer.Option(help="Also write the whole network as model.onnx and its IR.")] = True,
     keep_failed: Annotated[bool, typer.Option(help="Write a bundle that failed its proof to OUTPUT.failed.")] = False,
@@ -134,6 +132,8 @@ def verify(
 @command
 def info(
     path: Annotated[str, typer.Argument(help="Bundle folder, checkpoint file, or a shipped model's name.")],
+    arch: ArchOption = None,
+    autoencoder: AutoencoderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe a bundle or a checkpoint, and say how the bundle would run here.
@@ -147,7 +147,7 @@ def info(
     else:
         from ..models.registry import load_model, resolve_checkpoint
 
-        report = load_model(resolve_checkpoint(path)).describe()
+        report = load_model(resolve_checkpoint(path), arch=arch, autoencoder=autoencoder).describe()
     if as_json:
         print_json(report)
         return

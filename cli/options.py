@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 __all__ = [
-    "BackendOption", "BundleOption", "CompressionOption", "DegradationOption", "DeviceOption", "Engine", "FormatOption",
+    "ArchOption", "AutoencoderOption", "BackendOption", "BundleOption", "CompressionOption", "DegradationOption",
+    "DeviceOption", "Engine", "FormatOption",
     "FramesOption", "JsonOption", "LosslessOption", "MaxPixelsOption", "MemoryLimitOption", "PrecisionOption",
     "QualityOption", "ScaleOption", "SeedOption", "SizeOption", "ThreadsOption",
 ]  # fmt: skip
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout, nothing else.")]
+ArchOption = Annotated[str | None, typer.Option(help="Name of the architecture; default: detected from the keys.")]
+AutoencoderOption = Annotated[Path | None, typer.Option(help="Checkpoint of the autoencoder, for ResShift, SinSR and RSD.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: all that affinity and quota allow.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the initial latent.")]
 Backend = Literal["auto", "openvino", "onnxruntime"]

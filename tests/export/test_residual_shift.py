@@ -33,6 +33,8 @@ def test_two_files_become_a_proven_bundle(tmp_path: Path) -> None:
     weights = {key for key, _ in load_model(unet, autoencoder=autoencoder).network.named_parameters()}
     assert len(graph_constants(step)) < len(weights)
     assert json.loads(run("info", output, "--json").stdout)["process"] == "residual-shift"
+    described = json.loads(run("info", unet, "--autoencoder", autoencoder, "--json").stdout)
+    assert (described["arch"], described["params"]) == ("rsd", report["params"])
     upscaled = run(
         "upscale", Path(__file__).parents[2] / "export/samples/LRx4/chart.png", "-o", tmp_path / "x.png", "--bundle", output
     )

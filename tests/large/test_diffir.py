@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 from rdsr.benchmarks.report.tables import FIGURE_COLUMNS, write_table
 from rdsr.benchmarks.subjects.find import DIFFIR, checkpoint_of
+from rdsr.tests.large.commands import run
 
 REPORTS = Path("check-large")
 LIMIT_GIB = 10
 ASKED_SECONDS = 300
-
-
-def run(*arguments: str) -> tuple[dict[str, object], float, float]:
-    """(the command's JSON, seconds, peak GiB of its process)."""
-    started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "rdsr.cli", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    printed = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    return json.loads(printed), time.perf_counter() - started, usage.ru_maxrss / 2**20
 
 
 def test_the_official_configuration_exports_and_verifies(tmp_path: Path) -> None:
