@@ -84,11 +84,11 @@ def _resshift(name: str, matches: Callable[[Shapes], bool], config_from_shapes: 
         resshift.ResShiftConfig,
         matches,
         config_from_shapes,
-        resshift.is_derived,
-        resshift.settle,
-        resshift.name_of,
-        resshift.AUTOENCODER,
-        resshift.LICENCE,
+        is_derived=resshift.is_derived,
+        settle=resshift.settle_as(name),
+        name_of=resshift.name_of,
+        autoencoder=resshift.AUTOENCODER,
+        licence=resshift.LICENCE,
     )
 
 
@@ -240,12 +240,14 @@ def _load(
     found = {name: checkpoint.stored[key].shape for name, key in keys.items()}
     architecture = _find_architecture(found, arch or checkpoint.metadata.get("arch"))
     in_file = {architecture.name_of(name): (checkpoint, key) for name, key in keys.items()}
+    if len(in_file) < len(keys):
+        raise CheckpointError(f"two tensors of the checkpoint have the same name in a network of {architecture.name}")
     if more and architecture.autoencoder is None:
         raise CheckpointError(f"{architecture.name} has no autoencoder")
     in_file |= {f"{architecture.autoencoder}{key}": (each, key) for each in more for key in each.stored}
     shapes = {name: file.stored[key].shape for name, (file, key) in in_file.items()}
 
-    def read(name: str, *dtypes: torch.dtype) -> Tensor:
+    def read(name: str) -> Tensor:
         file, key = in_file[name]
         if not architecture.is_derived(name) and (dtype := file.stored[key].dtype) not in _FLOATS:
             raise CheckpointError(f"tensor {name} has type {dtype}, expected dense floating point")

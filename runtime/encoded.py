@@ -44,6 +44,8 @@ class Network(Protocol):
     """What this module needs of an `Upscaler`."""
 
     memory_limit: int | None
+    in_strips: bool
+    """Whether pictures may pass through in strips."""
 
     @property
     def scale(self) -> int: ...
@@ -174,7 +176,7 @@ def _plan(network: Network, name: str, header: Header, target: Format) -> tuple[
     def whole(room: int | None) -> Plan:
         return network.plan_file(*size, alpha=alpha, limit=room, row_bytes=None)
 
-    written_in_strips = target.in_strips and header.dtype != "float32"
+    written_in_strips = network.in_strips and target.in_strips and header.dtype != "float32"
     if limit is None and (amount <= _WHOLE or not written_in_strips):
         return whole(None), True
     least = 0
@@ -185,7 +187,8 @@ def _plan(network: Network, name: str, header: Header, target: Format) -> tuple[
             least = error.least_bytes
     if not written_in_strips:
         kind = "float32 pictures" if target.in_strips else target.title
-        raise _too_small(name, (least or whole(None).peak_bytes) + amount, f"because {kind} cannot be written in strips")
+        why = f"because {kind} cannot be written in strips" if network.in_strips else "because the network needs it whole"
+        raise _too_small(name, (least or whole(None).peak_bytes) + amount, why)
     row = header.width * header.pixel_bytes * (1 + BANDS * network.scale**2)
     held = 0 if header.in_strips else header.height * header.width * header.pixel_bytes
     room = None if limit is None else max(1, limit - held - _FILES)

@@ -35,7 +35,7 @@ def run_once(path: str, digest: str, backend: Backend, precision: Precision, ste
     try:
         bundle = open_same(path, digest)
         step(f"while {backend} loaded the graphs")
-        pipeline = load_pipeline(bundle, backend=backend, precision=precision, threads=1, seed=0)
+        pipeline = load_pipeline(bundle, backend=backend, precision=precision, threads=1, seed=0, memory_limit=1)
         for height, width in _SIZES:
             step(f"while {backend} ran a picture of {height}×{width}")
             pipeline.picture(np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8))

@@ -32,13 +32,12 @@ from .pictures.formats import WriteOptions
 from .pipelines import OnStep, Progress, pipeline_kind
 from .pipelines.loaded import Choice, Pipelines
 from .results import Effective, FileResult, Result
-from .tiling.memory import ALPHA, Needs, all_fit, parse_limit
+from .tiling.memory import ALPHA, Needs, all_fit, parse_limit, plan_strips
 from .tiling.tiles import Plan
 
 __all__ = ["Upscaler"]
 
 logger = logging.getLogger(__name__)
-
 BeforeCommit = Callable[[Path, str], None]
 _LARGEST_PIXEL = 16
 """Bytes of a float32 pixel with alpha."""
@@ -83,6 +82,7 @@ class Upscaler:
         engine, chosen, reason = choose(bundle, arguments.text("backend", backend), arguments.text("precision", precision))
         self.bundle = bundle
         self._kind = pipeline_kind(bundle.manifest)
+        self.in_strips = self._kind.in_strips
         self.effective = Effective(engine, chosen, threads, cpu.instruction_set(), reason)
         self.seed = seed
         self._float_backend: Backend | None = None
@@ -193,12 +193,11 @@ class Upscaler:
     ) -> Result:
         """Upscale one picture, as `__call__` does. The result names engine, precision and time, too. `on_step`: `OnStep`."""
         started = time.perf_counter()
-        _check_call(cancel, progress)
+        _check_call(cancel, progress, on_step)
         picture = check_picture(picture)
         height, width = picture.shape[:2]
         plan = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4))
-        scale = self.bundle.manifest.scale
-        out = np.empty((height * scale, width * scale, *picture.shape[2:]), picture.dtype)
+        out = np.empty((height * self.scale, width * self.scale, *picture.shape[2:]), picture.dtype)
         grey = is_colourless(picture)
         calls = {"progress": progress, "on_step": on_step}
         backend, precision = self.upscale_pixels(picture, out, grey=grey, plan=plan, cancel=cancel, **calls)
@@ -217,7 +216,7 @@ class Upscaler:
         needs, cost = self._needs(choice, alpha=alpha), self._pipelines.tile_cost(choice).pixels
         if row_bytes is None:
             return self._kind.plan(self.bundle.manifest, needs, height, width, limit, cost)
-        return self._kind.plan_strips(self.bundle.manifest, needs, height, width, limit, row_bytes=row_bytes, tile_cost=cost)
+        return plan_strips(self.bundle.manifest, needs, height, width, limit, row_bytes=row_bytes, tile_cost=cost)
 
     def upscale_pixels(
         self, pixels: Pixels, out: Any, *, grey: bool, plan: Plan, cancel: Cancel | None, **calls: Any
@@ -388,10 +387,11 @@ class Upscaler:
         return content.getvalue()
 
 
-def _check_call(cancel: Any, progress: Any) -> None:
-    """Raise `OptionError` for anything else than a token and a function."""
+def _check_call(cancel: Any, progress: Any, on_step: Any = None) -> None:
+    """Raise `OptionError` for anything else than a token and functions."""
     arguments.instance("cancel", cancel, Cancel)
     arguments.callback("progress", progress)
+    arguments.callback("on_step", on_step)
 
 
 @in_forked_children

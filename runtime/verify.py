@@ -242,7 +242,7 @@ def check_variants(
                     equal = tally.equals_model() and tally.equals(first)
                 passed = tally.passed(precision) if equal is None else equal and proof.int8_gate_met
                 if isinstance(tally, _Int8QualityTally):
-                    equal = not tally.wrong
+                    equal, passed = not tally.wrong, passed and proof.int8_gate_met
                 sizes = tuple(case.size for case in tally.cases if case.dataset == OWN)
                 rows.append(Variant(precision, backend, name, tally.worst, tally.drop, sizes, passed, equals_model=equal))
     return tuple(rows)

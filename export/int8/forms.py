@@ -43,7 +43,7 @@ class ChainForm:
 
 
 class ConvolutionsForm:
-    """Any network: input and output of every convolution of its decoder are quantized, except the first and the last."""
+    """Any network: input and output of the convolutions of its decoder that may be (`Network.int8_convolutions`)."""
 
     def __init__(self, network: Network) -> None:
         """`network`: from `quantize_convolutions`."""

@@ -17,7 +17,7 @@ from .swin import last_row_mask, relative_positions
 
 __all__ = [
     "AUTOENCODER", "LICENCE", "PRESETS", "SAMPLERS", "ResShift", "ResShiftConfig", "config_of_sampler", "is_derived",
-    "matches", "matches_noise_input", "name_of", "refuse_unnamed", "settle",
+    "matches", "matches_noise_input", "name_of", "refuse_unnamed", "settle_as",
 ]  # fmt: skip
 
 LICENCE = "NTU S-Lab License 1.0 or research only, as of the released checkpoints: no commercial use without permission"
@@ -101,9 +101,17 @@ def _check_autoencoder(shapes: Shapes) -> None:
         raise CheckpointError("the file named with --autoencoder is a UNet, not an autoencoder")
 
 
-def settle(config: ResShiftConfig, shapes: Shapes, read: Callable[[str], Tensor]) -> ResShiftConfig:
+def settle_as(sampler: str) -> Callable[[ResShiftConfig, Shapes, Callable[[str], Tensor]], ResShiftConfig]:
+    """The function that checks a network that is called in this way."""
+    return partial(_settle, sampler)
+
+
+def _settle(sampler: str, config: ResShiftConfig, shapes: Shapes, read: Callable[[str], Tensor]) -> ResShiftConfig:
     """Check the tensors that follow from the sizes. `read` gives the tensor of a name. Raises `CheckpointError`."""
+    if config.sampler != sampler:
+        raise CheckpointError(f"the checkpoint says that it is of {config.sampler}, not of {sampler}")
     window = config.window_size
+    windows = {(config.image_size >> level) // window for level in config.swin_levels} - {1}
     for name, shape in shapes.items():
         if not is_derived(name):
             continue
@@ -113,16 +121,16 @@ def settle(config: ResShiftConfig, shapes: Shapes, read: Callable[[str], Tensor]
         if name.endswith("index"):
             fits = bool((value == relative_positions(window)).all())
         else:
-            fits = _is_mask(value.float(), window)
+            fits = _is_mask(value.float(), window, windows)
         if not fits:
             raise CheckpointError(f"tensor {name} is not what the released networks have")
     return config
 
 
-def _is_mask(value: Tensor, window: int) -> bool:
-    """Whether the last row of windows has the mask, and no other window has one."""
+def _is_mask(value: Tensor, window: int, windows: set[int]) -> bool:
+    """Whether the last row of windows has the mask, and no other one. `windows`: across, at the levels that shift."""
     across = round(len(value) ** 0.5) if value.ndim == 3 else 0
-    if not across or across**2 != len(value):
+    if across not in windows or across**2 != len(value):
         return False
     expected = torch.zeros_like(value)
     expected[-across:] = last_row_mask(window, window // 2)

@@ -61,7 +61,7 @@ class ResShiftConfig(BaseConfig):
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
         self._check_ranges(
-            image_size=(8, 1024), noise_channels=(0, 1), latent_channels=(1, 64), model_channels=(32, 2048),
+            image_size=(8, 128), noise_channels=(0, 1), latent_channels=(1, 64), model_channels=(32, 2048),
             swin_depth=(1, 16), swin_embed_dim=(32, 2048), swin_heads=(1, 64), swin_hidden=(1, 8192), window_size=(2, 16),
             vq_channels=(32, 1024), vq_res_blocks=(1, 16), codebook_size=(1, 65536),
         )  # fmt: skip
@@ -75,8 +75,9 @@ class ResShiftConfig(BaseConfig):
             object.__setattr__(self, name, values)
         if len(self.channel_mult) != len(self.num_res_blocks):
             raise ValueError(f"channel_mult and num_res_blocks must be of one length, not {self.channel_mult!r}")
-        if self.image_size % self.size_multiple or self.size_multiple % 4:
-            raise ValueError(f"image_size must be a multiple of 8 at each level of the UNet, not {self.image_size}")
+        deepest = self.image_size / 2 ** (len(self.channel_mult) - 1)
+        if deepest % self.window_size or deepest % 8:
+            raise ValueError(f"image_size must be whole windows, and a multiple of 8, at each level, not {self.image_size}")
         grouped = (self.model_channels, self.swin_embed_dim, self.vq_channels)
         if any(channels % 32 for channels in grouped) or self.swin_embed_dim % self.swin_heads:
             raise ValueError(f"channels must be multiples of 32 and of the heads, not {grouped}")
@@ -87,11 +88,6 @@ class ResShiftConfig(BaseConfig):
     def scale(self) -> int:
         """Upscaling factor: the latent is as large as the LR picture."""
         return _SCALE
-
-    @property
-    def size_multiple(self) -> int:
-        """Latent sides must be multiples of this: a window at the UNet's deepest level."""
-        return self.window_size * 2 ** (len(self.channel_mult) - 1)
 
     @property
     def in_channels(self) -> int:

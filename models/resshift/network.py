@@ -19,7 +19,7 @@ from .unet import UNet, time_frequencies
 
 __all__ = ["ResShift"]
 
-TILE = 128
+_TILE = 128
 """Side of the largest tiles in LR pixels."""
 
 
@@ -63,7 +63,7 @@ class ResShift(ResidualShiftNetwork):
         """In the autoencoder's largest level, of 16 pixels for each of the latent's, or in one part of its attention."""
         config = self.config
         largest = 4 * config.vq_channels * self.scale**2
-        attention = 2 * TILE**2 // BLOCKS + 6 * config.vq_channels * config.vq_mult[-1]
+        attention = 2 * _TILE**2 // BLOCKS + 6 * config.vq_channels * config.vq_mult[-1]
         return {
             "encoder": max(largest * config.vq_mult[0], attention),
             "step": 18 * config.model_channels * config.channel_mult[0],
@@ -95,7 +95,7 @@ class ResShift(ResidualShiftNetwork):
         return found
 
     def fuse(self) -> Self:
-        """A copy in which what follows from weights is computed once (biases, ½ of GELU, lengths of codes); exact norms."""
+        """A copy in which what follows from weights is computed once: biases of attention, ½ of GELU, lengths of codes."""
         fused = super().fuse()
         for module in fused.modules():
             if isinstance(module, (WindowAttention, Mlp, Codebook, GroupNorm)):

@@ -27,7 +27,7 @@ SHIFT_OPERATORS: Mapping[str, Operator] = {
     "Cos": Operator(_KIND, (1,)),
     "Gather": Operator(_KIND, (2,), {"axis": int}),
     "Gemm": Operator(_KIND, (3,), {"alpha": float, "beta": float, "transA": (0,), "transB": (0, 1)}),
-    "Pad": Operator(_KIND, (2, 3), {"mode": ("constant",)}),
+    "Pad": Operator(_KIND, (2,), {"mode": ("constant",)}),
     "Range": Operator(_KIND, (3,)),
     "Reciprocal": Operator(_KIND, (1,)),
     "Resize": Operator(

@@ -185,6 +185,8 @@ def _compiled(
         model = core.read_model(graph, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
     _fix_batch(model)
     if shapes is not None:
+        if unknown := [port.get_any_name() for port in model.inputs if port.get_any_name() not in shapes]:
+            raise EngineError(f"OpenVINO cannot load the graph: it has an input {unknown[0]!r}")
         model.reshape({port: shapes[port.get_any_name()] for port in model.inputs})
     if one_pixel:
         model.reshape({port: _ONE_PIXEL for port in model.inputs if len(port.partial_shape) == len(_ONE_PIXEL)})

@@ -19,7 +19,7 @@ from ..host.engine_thread import EngineThread
 from ..pictures.arrays import from_graph, to_graph
 from ..pictures.channels import Pixels
 from ..tiling.blend import blend
-from ..tiling.memory import Needs, least_for_one_piece, needs_of, plan_picture, plan_strips
+from ..tiling.memory import Needs, least_for_one_piece, needs_of, plan_picture
 from ..tiling.tiles import Plan, Tile, TileCost
 
 __all__ = ["Condition", "Float", "OnStep", "Pipeline", "Progress", "Then"]
@@ -31,7 +31,7 @@ Then = Callable[[Condition], None]
 """Work to do with the condition within the turn of its last step."""
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
-"""Called with (tiles done, number of tiles)."""
+"""Called with (tiles done, number of tiles), of all graphs where every graph runs on all tiles."""
 OnStep = Callable[[int, int, Callable[[], Any]], None]
 """Called after each step of a diffusion process that runs step by step, with (steps done, number of steps, function that
 draws the estimate so far as a picture without alpha). Other networks never call it."""
@@ -41,15 +41,16 @@ class Pipeline(abc.ABC):
     """A bundle loaded into one engine at one precision. Safe to call from many threads.
 
     Calls take turns tile by tile, first come, first served: a small picture waits for one tile of a large picture, not for
-    all of it. Only one tile at a time is in the engine. A picture of one tile takes one turn, its condition included.
+    all of it (where one graph at a time is loaded, for one graph of it). Only one tile at a time is in the engine. A picture
+    of one tile takes one turn, its condition included.
     """
 
     kind: ClassVar[str]
     """Name of the process kind in the manifest."""
     roles: ClassVar[tuple[str, ...]]
     """Graphs that the pipeline runs, the decoder last."""
-    reduced_roles: ClassVar[tuple[str, ...]] = ("decoder",)
-    """Those of them that run at the chosen precision: they take nearly all of the time, and the rest is more sensitive."""
+    in_strips: ClassVar[bool] = True
+    """Whether tiles are read once, in order, so that large pictures may pass through in strips."""
     int8_equals_model: ClassVar[bool] = True
     """Whether int8 gives the same picture on every engine; otherwise a rounding changes all that follows."""
     all_at_once: ClassVar[bool] = True
@@ -92,7 +93,8 @@ class Pipeline(abc.ABC):
     def session(self, role: str) -> Session:
         """A graph, loaded now if it is not."""
         if role not in self._sessions:
-            precision: Precision = self.precision if role in self.reduced_roles else "fp32"
+            # Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive.
+            precision: Precision = self.precision if role == "decoder" else "fp32"
             graph = self._bundle.graph(self.manifest.role(role, precision))
             options: dict[str, Any] = {"threads": self._threads, "cached": self._cached}
             self._sessions[role] = load_session(graph, backend=self.backend, precision=precision, **options)
@@ -114,10 +116,6 @@ class Pipeline(abc.ABC):
     @classmethod
     def plan(cls, manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None, tile_cost: int) -> Plan:
         return plan_picture(manifest, needs, height, width, limit, tile_cost=tile_cost)
-
-    @classmethod
-    def plan_strips(cls, *arguments: Any, **options: Any) -> Plan:
-        return plan_strips(*arguments, **options)
 
     @classmethod
     def least_for_one_piece(cls, manifest: Manifest, needs: Needs, height: int, width: int) -> int | None:
@@ -144,7 +142,7 @@ class Pipeline(abc.ABC):
         """Compute the decoder's inputs beside its tile, from a picture of H×W×1 or H×W×3 of a supported dtype."""
 
     def unload(self) -> None:
-        """Release the engine's memory now, even if somebody still holds the pipeline. It must not be called afterwards."""
+        """Release the engine's memory now, even if somebody still holds the pipeline."""
         while self._sessions:
             self._sessions.popitem()[1].close()
 

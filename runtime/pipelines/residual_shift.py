@@ -21,7 +21,7 @@ from ..bundle.manifest import whole_number
 from ..bundle.operators_shift import LARGEST_TILE
 from ..engines import Backend, Precision, Session
 from ..engines.fixed_shapes import FixedShapes
-from ..errors import BundleError, EngineError, MemoryLimitError
+from ..errors import BundleError, EngineError
 from ..host.cancel import Cancel
 from ..host.turns import Shifts
 from ..pictures.arrays import from_graph, to_graph
@@ -52,6 +52,7 @@ class ResidualShiftPipeline(Pipeline):
     kind = "residual-shift"
     roles = ("encoder", "step", "decoder")
     all_at_once = False
+    in_strips = False  # every call of the network reads the picture again
     int8_equals_model = False  # pictures differ by 4 levels between engines, and as much from the float model
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -102,31 +103,26 @@ class ResidualShiftPipeline(Pipeline):
         return plan_shift(manifest, needs, height, width, limit)
 
     @classmethod
-    def plan_strips(cls, manifest: Manifest, needs: Needs, height: int, width: int, *_: Any, **__: Any) -> Plan:
-        """Raises `MemoryLimitError`: every call of the network reads the picture again."""
-        del needs
-        raise MemoryLimitError(f"{manifest.arch} needs the whole picture of {height}×{width} in memory at once", 0)
-
-    @classmethod
     def least_for_one_piece(cls, manifest: Manifest, needs: Needs, height: int, width: int) -> int | None:
         return least_for_one_tile(manifest, needs, height, width)
 
     @contextlib.contextmanager
-    def _using(self, role: str, cancel: Cancel | None) -> Iterator[None]:
-        """Calls of a graph within stay together, if only one graph is loaded: callers of others wait."""
-        if self._together:
+    def _using(self, role: str, sides: Sequence[int], cancel: Cancel | None) -> Iterator[None]:
+        """Tiles of these sides may go through a graph. Callers that need another graph, or a graph compiled for other sides,
+        wait until those inside have left."""
+        kind = None if self._together else role, tuple(sides) if self.backend == "openvino" else None
+        if kind == (None, None):
             yield
         else:
-            with self._shifts.hold(role, self._release, cancel):
+            with self._shifts.hold(kind, self._release, cancel):
                 yield
 
     def _release(self) -> None:
-        self.in_turn(None, self.unload)
+        if not self._together:
+            self.in_turn(None, self.unload)
 
     def session(self, role: str) -> Session:
         if role not in self._sessions:
-            if not self._together:
-                self.unload()
             precision: Precision = "fp32" if self.precision == "int8" and role != "decoder" else self.precision
             find = partial(self._bundle.graph_file, self.manifest.role(role, precision))
             self._sessions[role] = FixedShapes(find, backend=self.backend, precision=precision, threads=self._threads)
@@ -182,7 +178,7 @@ class ResidualShiftPipeline(Pipeline):
         def on_tiles(role: str, inputs: Callable[[Tile, Float], Mapping[str, NDArray[Any]]]) -> Float:
             """Run a graph on every tile, and blend what it gives."""
             whole = np.zeros((1, self._channels, *sides), np.float32)
-            with self._using(role, cancel):
+            with self._using(role, plan.tile, cancel):
                 for tile in plan.of(*sides):
                     lr = _pixels(colour, tile)
                     latent = self.in_turn(cancel, lambda lr=lr, tile=tile: self._run(role, inputs(tile, lr), lr.shape[2:]))  # type: ignore[misc]
@@ -219,7 +215,7 @@ class ResidualShiftPipeline(Pipeline):
     ) -> None:
         """Decode a latent tile by tile into `out`."""
         height, width = colour.shape[:2]
-        with self._using("decoder", cancel):
+        with self._using("decoder", plan.tile, cancel):
             for tile in plan.of(*z.shape[2:]):
                 rows, columns = _within(tile.rows, height), _within(tile.columns, width)
                 if rows is not None and columns is not None:
@@ -267,17 +263,19 @@ class ResidualShiftPipeline(Pipeline):
 
     def _check_stages(self, stages: Mapping[str, Float], sides: tuple[int, int]) -> None:
         whole = (1, self._channels, *sides)
-        if {"latent", "codes"} - set(stages) or any(value.shape != whole for value in stages.values()):
+        last = len(self._calls) - 1
+        needed = {"latent", "codes", "from0", "to0", f"from{last}", f"to{last}"}
+        if needed - set(stages) or any(value.shape != whole or value.dtype != np.float32 for value in stages.values()):
             raise BundleError(f"the proof of the bundle {self._bundle.path} lacks stages, or they do not fit its pictures")
 
     def _decoded(self, z: Float, colour: NDArray[Any]) -> Float:
         """The picture of a latent in one piece, 1×3×sH×sW."""
-        with self._using("decoder", None):
+        with self._using("decoder", z.shape[2:], None):
             sr = self.in_turn(None, lambda: self._run("decoder", {"latent": z}, z.shape[2:], scale=self._scale))
         return sr[:, :, : colour.shape[0] * self._scale, : colour.shape[1] * self._scale]
 
     def _compare(self, role: str, inputs: Mapping[str, NDArray[Any]], expected: Float) -> None:
-        with self._using(role, None):
+        with self._using(role, expected.shape[2:], None):
             found = self.in_turn(None, lambda: self._run(role, inputs, expected.shape[2:]))
         span = max(1.0, float(np.ptp(expected)))
         error = float(np.abs(found - expected).max()) / span

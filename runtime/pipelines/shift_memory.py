@@ -17,8 +17,10 @@ __all__ = ["all_together", "least_for_one_tile", "needs_of_shift", "plan_shift"]
 
 _SIDES = (LARGEST_TILE, LARGEST_TILE // 2)
 """Sides of tiles in LR pixels, the largest that fits the memory."""
-_KEPT = 72
-"""Bytes for each LR pixel that the latents of the whole picture take."""
+_ARRAYS = 6
+"""Latents of the whole picture that a call holds at once."""
+_SPARE = 1.25
+"""Times their need that a limit must have for all graphs to be loaded: a large picture's latents need room, too."""
 _MIB = 2**20
 _ENGINES: Mapping[Backend, tuple[int, float, float]] = {
     "openvino": (110 * _MIB, 2.4, 0.9),
@@ -37,7 +39,7 @@ def needs_of_shift(manifest: Manifest, backend: Backend, precision: Precision, l
 
 def all_together(manifest: Manifest, backend: Backend, precision: Precision, limit: int | None) -> bool:
     """Whether all graphs may be loaded at once."""
-    return limit is None or _needs(manifest, backend, precision, together=True).peak(LARGEST_TILE**2) <= limit
+    return limit is None or _needs(manifest, backend, precision, together=True).peak(LARGEST_TILE**2) * _SPARE <= limit
 
 
 def _needs(manifest: Manifest, backend: Backend, precision: Precision, *, together: bool) -> Needs:
@@ -55,11 +57,18 @@ def _needs(manifest: Manifest, backend: Backend, precision: Precision, *, togeth
     return Needs(math.ceil(base + fixed), max(1.0, (most - fixed) / pixels))
 
 
+def _kept(manifest: Manifest, sides: tuple[int, int]) -> int:
+    """Bytes of the latents of a whole picture, and of the noise that the network takes."""
+    section = manifest.process
+    channels = _ARRAYS * section["latent_channels"] + section["noise_channels"]
+    return int(4 * channels * sides[0] * sides[1])
+
+
 def plan_shift(manifest: Manifest, needs: Needs, height: int, width: int, limit: int | None) -> Plan:
     """Square tiles of one of `_SIDES`, or the padded picture where it is smaller. Raises `MemoryLimitError`."""
     unit = manifest.process["size_multiple"]
     sides = padded(height, width, unit)
-    kept = _KEPT * sides[0] * sides[1]
+    kept = _kept(manifest, sides)
     for side in _SIDES:
         side = max(unit, side // unit * unit)
         tile = min(side, sides[0]), min(side, sides[1])
@@ -80,5 +89,5 @@ def plan_shift(manifest: Manifest, needs: Needs, height: int, width: int, limit:
 def least_for_one_tile(manifest: Manifest, needs: Needs, height: int, width: int) -> int | None:
     """Least limit (bytes, whole MiB) under which a picture is not cut; None if it is always cut."""
     sides = padded(height, width, manifest.process["size_multiple"])
-    peak = needs.peak(sides[0] * sides[1]) + _KEPT * sides[0] * sides[1]
+    peak = needs.peak(sides[0] * sides[1]) + _kept(manifest, sides)
     return -(-peak // _MIB) * _MIB if max(sides) <= LARGEST_TILE else None

@@ -49,7 +49,7 @@ def fade(span: Span, length: int, *, halo: int, scale: int) -> Fade:
     reach = halo * scale // 2
     first, last = span.start == 0, span.stop == length
     start = 0 if first else span.start * scale - reach
-    stop = length * scale if last else span.stop * scale + reach
+    stop = length * scale if last else min(length * scale, span.stop * scale + reach)
     pixels = np.arange(start, stop)
     risen = np.ones(len(pixels)) if first else _risen(pixels, span.start * scale, halo * scale)
     next_risen = np.zeros(len(pixels)) if last else _risen(pixels, span.stop * scale, halo * scale)

@@ -27,6 +27,7 @@ def test_two_released_files(tmp_path: Path) -> None:
 def test_one_file_of_our_own(tmp_path: Path) -> None:
     loaded = load_model(own_checkpoint(tmp_path / "own.safetensors", "resshift-4"))
     assert (loaded.arch, loaded.network.steps, loaded.random) == ("resshift-4", 4, True)
+    refused("says that it is of resshift-4, not of sinsr", tmp_path / "own.safetensors", arch="sinsr")
 
 
 def test_the_noise_input_shows_rsd(tmp_path: Path) -> None:
@@ -62,6 +63,13 @@ def test_what_does_not_belong_together(tmp_path: Path) -> None:
     refused("steps of sinsr cannot be set", unet, arch="sinsr", autoencoder=autoencoder, steps=4)
     other, _ = released_files(tmp_path / "rsd", "rsd")
     refused("an input channel of noise, so it is not of sinsr", other, arch="sinsr", autoencoder=autoencoder)
+
+
+def test_two_tensors_of_one_name(tmp_path: Path) -> None:
+    unet, autoencoder = released_files(tmp_path)
+    state = load_file(unet)
+    save_file(state | {"unet.out.2.bias": state["out.2.bias"].clone()}, tmp_path / "twice.safetensors")
+    refused("two tensors", tmp_path / "twice.safetensors", arch="sinsr", autoencoder=autoencoder)
 
 
 def test_an_autoencoder_of_another_size(tmp_path: Path) -> None:
