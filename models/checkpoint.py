@@ -48,11 +48,6 @@ class Checkpoint:
     metadata: dict[str, str]
     file: BinaryIO
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key → shape of each tensor."""
-        return {key: tensor.shape for key, tensor in self.stored.items()}
-
     def read(self, key: str) -> Tensor:
         """A tensor; `CheckpointError` names one that is sparse, quantized or the like."""
         tensor = self.stored[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def latent_of(
         estimate = network.estimate(z, lr, torch.tensor([float(call.time)]), torch.tensor([call.input_scale]), *extra)
         if stages is not None and number in (0, len(network.calls) - 1):
             stages |= {f"from{number}": z.numpy(), f"to{number}": estimate.numpy()}
-        shift = Shift(call.time, call.input_scale, call.of_estimate, call.of_latent, call.noise)
+        shift = Shift(*dataclasses.astuple(call))
         z = torch.from_numpy(shift(z.numpy(), estimate.numpy(), lambda number=number: field(number).numpy()))  # type: ignore[misc]
     return z
 
@@ -98,7 +99,7 @@ class ResidualShiftGraphs(GraphKind[ResidualShiftNetwork]):
     def section(self) -> dict[str, Any]:
         network = self.network
         return {
-            "calls": [[call.time, call.input_scale, call.of_estimate, call.of_latent, call.noise] for call in network.calls],
+            "calls": [list(dataclasses.astuple(call)) for call in network.calls],
             "first_noise": network.first_noise,
             "latent_channels": network.latent_channels,
             "noise_channels": network.noise_channels,

@@ -167,8 +167,7 @@ class Pipeline(abc.ABC):
         """
         height, width = colour.shape[:2]
         plan = plan or Plan((height, width), (1, 1), 0, 0)
-        if out is None:
-            out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
+        out = self.empty_result(colour) if out is None else out
         result = out
 
         def decode(tile: Tile, condition: Condition) -> None:
@@ -188,6 +187,11 @@ class Pipeline(abc.ABC):
             if progress is not None:
                 progress(done, plan.tiles)
         return out
+
+    def empty_result(self, colour: Pixels) -> NDArray[Any]:
+        """An array for the result of a picture, not filled."""
+        height, width, channels = colour.shape
+        return np.empty((height * self._scale, width * self._scale, channels), colour.dtype)
 
     def _tile(self, colour: Pixels, tile: Tile, condition: Condition, plan: Plan, out: Any) -> None:
         """Decode one tile into the result."""

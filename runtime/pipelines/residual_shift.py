@@ -150,10 +150,8 @@ class ResidualShiftPipeline(Pipeline):
         progress: Progress | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
-        height, width = colour.shape[:2]
         plan = plan or self._whole(colour)
-        if out is None:
-            out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
+        out = self.empty_result(colour) if out is None else out
         count, done = plan.tiles * (2 + len(self._calls)), 0
 
         def advance() -> None:
@@ -205,8 +203,7 @@ class ResidualShiftPipeline(Pipeline):
 
     def _drawn(self, z: Float, colour: Pixels, plan: Plan, cancel: Cancel | None) -> NDArray[Any]:
         """A latent as a picture of the kind of `colour`."""
-        height, width = colour.shape[:2]
-        out = np.empty((height * self._scale, width * self._scale, colour.shape[2]), colour.dtype)
+        out = self.empty_result(colour)
         self._draw(z, colour, plan, out, cancel, lambda: None)
         return out
 
