@@ -7,12 +7,11 @@ is remembered in the user's cache folder, for graphs, engine and machine.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import threading
 
 from .bundle import Bundle, Manifest, default_bundle_path
-from .engines import Backend, Precision
+from .engines import Backend, Precision, engine_version
 from .engines.cache import recall, remember
 from .errors import BundleError, EngineError, RdsrError
 from .host import cpu
@@ -68,12 +67,8 @@ def _name(manifest: Manifest, backend: Backend, precision: Precision) -> str:
     """A name in the cache for everything that a trial depends on."""
     roles = {manifest.role(role, precision) for role in manifest.pipeline_roles}
     digests = {role: manifest.files[manifest.graphs[role]][0] for role in roles if role in manifest.graphs}
-    try:
-        version = importlib.metadata.version(backend)
-    except importlib.metadata.PackageNotFoundError:  # the distribution has another name
-        version = ""
     machine = [cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
-    facts = [digests, manifest.process, manifest.scale, backend, precision, version, machine]
+    facts = [digests, manifest.process, manifest.scale, backend, precision, engine_version(backend), machine]
     return f"tried-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}"
 
 

@@ -111,9 +111,8 @@ class Upscaler:
 
     def _reset(self, *, closed: bool) -> None:
         self._calls: BackgroundCalls[Picture] = BackgroundCalls(closed=closed)
-        self._pipelines = Pipelines(
-            self.bundle, self.effective.threads, self.seed, self.memory_limit, together=self._others is not None
-        )
+        modes = {"together": self._others is not None, "by_graph": self._asked_backend == "auto"}
+        self._pipelines = Pipelines(self.bundle, self.effective.threads, self.seed, self.memory_limit, **modes)
 
     def _after_fork(self) -> None:
         """Make new locks and workers in a forked child. Used engines stay: releasing them would wait for missing threads."""

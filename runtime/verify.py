@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .bundle.proof import OWN, Case, Proof
+from .choice.graph_times import remember_times
 from .claims import check_claims, check_tiles, lie
 from .engines import BACKENDS, PRECISIONS, Backend, Precision, Session, load_session, supported_precisions
 from .errors import BundleError, EngineError, RdsrError
@@ -243,6 +244,8 @@ def check_variants(
                 passed = tally.passed(precision) if equal is None else equal and proof.int8_gate_met
                 if isinstance(tally, _Int8QualityTally):
                     equal, passed = not tally.wrong, passed and proof.int8_gate_met
+                if pipeline is not None and passed:
+                    remember_times(bundle.manifest, backend, precision, pipeline.graph_seconds)
                 sizes = tuple(case.size for case in tally.cases if case.dataset == OWN)
                 rows.append(Variant(precision, backend, name, tally.worst, tally.drop, sizes, passed, equals_model=equal))
     return tuple(rows)

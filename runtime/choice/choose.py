@@ -7,6 +7,7 @@ from ..bundle import Bundle, Manifest
 from ..engines import BACKENDS, PRECISIONS, Backend, Precision, supported_precisions
 from ..errors import BundleError, EngineError, OptionError
 from ..host import cpu
+from .graph_times import faster_engine, faster_engines
 from .speed import int8_against_float
 
 __all__ = ["MAX_INT8_DROP_DB", "choose"]
@@ -47,8 +48,13 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
     if precision == "auto":
         chosen, reason = _precision(bundle, backend)
     engine = _engine(manifest, backend, chosen)
+    known = faster_engine(manifest, "decoder", chosen)
     if backend != "auto":
         why = "asked for"
+    elif known is not None:
+        why = " against ".join(f"{seconds:.2f} s" for seconds in sorted(known[1].values())) + " for the decoder here"
+        others = faster_engines(manifest, engine, chosen)
+        why += "".join(f", but {role} in {other}" for role, other in others.items())
     elif engine != _order(manifest, chosen)[0] or chosen == "bf16":
         why = f"proven at {chosen}"
     else:
@@ -61,7 +67,10 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
 
 
 def _order(manifest: Manifest, precision: Precision) -> tuple[Backend, ...]:
-    return _FASTER if manifest.tile_rule == "overlap" else _ORDER[precision]
+    order = _FASTER if manifest.tile_rule == "overlap" else _ORDER[precision]
+    if (known := faster_engine(manifest, "decoder", precision)) is not None:
+        order = (known[0], *(engine for engine in order if engine != known[0]))
+    return order
 
 
 def _engine(manifest: Manifest, backend: str, precision: Precision) -> Backend:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..engines import Backend, Precision, load_session
+from ..engines import BACKENDS, Backend, Precision, engine_version, load_session
 from ..engines.cache import recall, remember
 from ..errors import EngineError
 from ..host import cpu
 from ..host.processes import in_forked_children
 from ..timing import interleaved_medians
+from .graph_times import recall_time
 
 __all__ = ["Timing", "int8_against_float"]
 
@@ -32,6 +33,8 @@ _THREADS = 1
 """Always one, so that the choice, and with it the bytes, do not depend on an instance's threads."""
 _CHILD_SECONDS = 60.0
 _CHILD_MEMORY = 2 * 2**30
+_CALLS = 3
+"""Calls of a decoder for which its time limit suffices, on a processor that multiplies 10⁹ numbers a second."""
 _LOCK = threading.Lock()
 _KNOWN: dict[str, Timing | str] = {}
 """The answers of this process, or the reasons why there is none. They hold for its whole life, even if the cache changes."""
@@ -39,7 +42,7 @@ _KNOWN: dict[str, Timing | str] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of the decoder at 96×96 LR."""
+    """Median milliseconds of the decoder, of both precisions at the same size and with the same threads."""
 
     int8_ms: float
     fp32_ms: float
@@ -53,8 +56,11 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend) -> Timing:
     Raises `BundleError` for a damaged bundle, `EngineError` if an engine cannot run it.
     """
     manifest = bundle.manifest
+    proven = recall_time(manifest, "decoder", int8, "int8"), recall_time(manifest, "decoder", fp32, "fp32")
+    if proven[0] and proven[1]:
+        return Timing(1e3 * proven[0], 1e3 * proven[1])
     digests = [manifest.files[str(manifest.graph("decoder", precision))][0] for precision in ("int8", "fp32")]
-    versions = [_version(name) for name in ("openvino", "onnxruntime")]
+    versions = [engine_version(engine) for engine in BACKENDS]
     facts = [digests, versions, int8, fp32, cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
     name = f"int8-speed-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
     with _LOCK:
@@ -67,15 +73,6 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend) -> Timing:
     if isinstance(known, str):
         raise EngineError(known)
     return known
-
-
-def _version(name: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # absent, or the distribution has another name
-        return None
 
 
 def _remembered(name: str) -> Timing | None:
@@ -94,8 +91,11 @@ def _measure(bundle: Bundle, int8: Backend, fp32: Backend, name: str) -> Timing:
     from ..host.watched import Limits, call_watched  # few processes start others
 
     facts = (str(bundle.path.resolve()), int8, fp32)
+    sizes = [bundle.manifest.files[str(bundle.manifest.graph("decoder", precision))][1] for precision in ("int8", "fp32")]
+    products = len(sizes) * max(sizes) / 4 * _SIDE**2
+    limits = Limits(_CHILD_SECONDS + _CALLS * products * 1e-9, _CHILD_MEMORY + 8 * sum(sizes))
     try:
-        content = call_watched("rdsr.runtime.choice.speed", "measure_here", facts, Limits(_CHILD_SECONDS, _CHILD_MEMORY))
+        content = call_watched("rdsr.runtime.choice.speed", "measure_here", facts, limits)
         timing = Timing(content["int8"], content["fp32"])
     except (ChildProcessError, KeyError, TypeError) as error:
         raise EngineError(f"the process that should time it failed: {error}") from error

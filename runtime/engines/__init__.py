@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import threading
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from ..host.memory import has_room_for_threads
 from ..host.processes import in_forked_children
 
 __all__ = [
-    "BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "load_session", "refuse_after_fork", "supported_precisions",
+    "BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "engine_version", "load_session", "refuse_after_fork",
+    "supported_precisions",
 ]  # fmt: skip
 
 Backend = Literal["openvino", "onnxruntime"]
@@ -52,6 +54,14 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Release the graph and its memory. Later calls of `run` raise `EngineError`."""
+
+
+def engine_version(backend: str) -> str | None:
+    """The installed release of the engine; None if it is absent, or its distribution has another name."""
+    try:
+        return importlib.metadata.version(backend)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def supported_precisions(backend: str) -> tuple[Precision, ...]:

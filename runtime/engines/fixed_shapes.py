@@ -8,6 +8,9 @@ one copy less than one that gets its bytes: 1.1 instead of 1.6 GiB for the large
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from ..errors import EngineError
 from . import Backend, Precision, Session, load_session
 
 __all__ = ["FixedShapes"]
+
+_LEAST_RUNS, _MOST_RUNS = 3, 30
+"""Runs that a median needs, and the last ones that it is made of."""
 
 
 class FixedShapes:
@@ -32,6 +38,7 @@ class FixedShapes:
         self._threads = threads
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._session: Session | None = None
+        self._seconds: dict[tuple[tuple[int, ...], ...], deque[float]] = {}
 
     @property
     def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
@@ -43,7 +50,16 @@ class FixedShapes:
         if self._session is None or (self._backend == "openvino" and shapes != self._shapes):
             self._load(shapes)
         assert self._session is not None
-        return self._session.run(inputs)
+        started = time.perf_counter()
+        outputs = self._session.run(inputs)
+        self._seconds.setdefault(tuple(shapes.values()), deque(maxlen=_MOST_RUNS)).append(time.perf_counter() - started)
+        return outputs
+
+    @property
+    def median_seconds(self) -> float | None:
+        """Of the runs at the shapes that were run most often; None before `_LEAST_RUNS` of them."""
+        seconds = max(self._seconds.values(), key=len, default=())
+        return statistics.median(seconds) if len(seconds) >= _LEAST_RUNS else None
 
     def _load(self, shapes: dict[str, tuple[int, ...]]) -> None:
         if self._find is None:

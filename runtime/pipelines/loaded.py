@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..bundle import Bundle
+from ..choice.graph_times import faster_engines
 from ..engines import Backend, Precision, refuse_after_fork
 from ..host.cancel import Cancel
 from ..host.engine_thread import EngineThread
@@ -29,13 +30,15 @@ class Pipelines:
     """The thread in which all of them run."""
     loaded: dict[Choice, Pipeline]
 
-    def __init__(self, bundle: Bundle, threads: int, seed: int, memory_limit: int | None, *, together: bool) -> None:
-        """`together`: whether several pipelines may be loaded at once.
+    def __init__(
+        self, bundle: Bundle, threads: int, seed: int, memory_limit: int | None, *, together: bool, by_graph: bool
+    ) -> None:
+        """`together`: whether several pipelines may be loaded at once. `by_graph`: whether graphs may have other engines.
 
         Otherwise one is released before another is loaded. Both happen in the engine's thread, because glibc would keep the
         memory once for each thread that loads: sixteen callers of two kinds took 207 MiB under a limit of 80, and so 55.
         """
-        self._bundle, self._threads, self._together = bundle, threads, together
+        self._bundle, self._threads, self._together, self._by_graph = bundle, threads, together, by_graph
         self._options: dict[str, Any] = {"threads": threads, "seed": seed, "cached": True, "memory_limit": memory_limit}
         self.thread = EngineThread(threads)
         self.loaded = {}
@@ -76,6 +79,8 @@ class Pipelines:
 
     def _load(self, backend: Backend, precision: Precision) -> Pipeline:
         options = self._options | {"tile_cost": self.tile_cost((backend, precision)), "thread": self.thread}
+        if self._by_graph and self._options["memory_limit"] is None:  # two engines need more memory than one
+            options["engines"] = faster_engines(self._bundle.manifest, backend, precision)
         return load_pipeline(self._bundle, backend=backend, precision=precision, **options)
 
     def _unload_all(self) -> None:

@@ -68,12 +68,14 @@ class Pipeline(abc.ABC):
         cached: bool = False,
         thread: EngineThread | None = None,
         memory_limit: int | None = None,
+        engines: Mapping[str, Backend] | None = None,
     ) -> None:
         """Load the graphs.
 
         `tile_cost` learns how long tiles take. `cached`: compiled forms may come from the user's cache folder. `thread`: an
         engine thread that several pipelines share, so that one tile at a time is in memory; None makes a new one.
-        `memory_limit`: for kinds that load one graph at a time where a limit does not hold all of them.
+        `memory_limit`: for kinds that load one graph at a time where a limit does not hold all of them. `engines`: of graphs
+        that run in another engine than `backend`.
 
         Raises `BundleError` for a damaged bundle, `EngineError` if the engine cannot run it.
         """
@@ -82,6 +84,7 @@ class Pipeline(abc.ABC):
         self.seed = seed
         self.manifest = bundle.manifest
         self.memory_limit = memory_limit
+        self.engines: Mapping[str, Backend] = dict.fromkeys(self.roles, backend) | dict(engines or {})
         self._thread = thread or EngineThread(threads)
         self._scale = bundle.manifest.scale
         self._tile_cost = tile_cost or TileCost()
@@ -97,8 +100,13 @@ class Pipeline(abc.ABC):
             precision: Precision = self.precision if role == "decoder" else "fp32"
             graph = self._bundle.graph(self.manifest.role(role, precision))
             options: dict[str, Any] = {"threads": self._threads, "cached": self._cached}
-            self._sessions[role] = load_session(graph, backend=self.backend, precision=precision, **options)
+            self._sessions[role] = load_session(graph, backend=self.engines[role], precision=precision, **options)
         return self._sessions[role]
+
+    @property
+    def graph_seconds(self) -> Mapping[str, float]:
+        """Median seconds of each graph on pictures of one size, for kinds that choose an engine for each graph by them."""
+        return {}
 
     @classmethod
     def check(cls, manifest: Manifest) -> None:

@@ -110,7 +110,7 @@ class ResidualShiftPipeline(Pipeline):
     def _using(self, role: str, sides: Sequence[int], cancel: Cancel | None) -> Iterator[None]:
         """Tiles of these sides may go through a graph. Callers that need another graph, or a graph compiled for other sides,
         wait until those inside have left."""
-        kind = None if self._together else role, tuple(sides) if self.backend == "openvino" else None
+        kind = None if self._together else role, tuple(sides) if self.engines[role] == "openvino" else None
         if kind == (None, None):
             yield
         else:
@@ -125,8 +125,16 @@ class ResidualShiftPipeline(Pipeline):
         if role not in self._sessions:
             precision: Precision = "fp32" if self.precision == "int8" and role != "decoder" else self.precision
             find = partial(self._bundle.graph_file, self.manifest.role(role, precision))
-            self._sessions[role] = FixedShapes(find, backend=self.backend, precision=precision, threads=self._threads)
+            self._sessions[role] = FixedShapes(find, backend=self.engines[role], precision=precision, threads=self._threads)
         return self._sessions[role]
+
+    @property
+    def graph_seconds(self) -> Mapping[str, float]:
+        medians = {}
+        for role, session in self._sessions.items():
+            if isinstance(session, FixedShapes) and (median := session.median_seconds) is not None:
+                medians[role] = median
+        return medians
 
     # -- The process
 
@@ -279,14 +287,14 @@ class ResidualShiftPipeline(Pipeline):
         if not error <= _STAGES[role]:
             raise BundleError(
                 f"the {role} graph of the bundle {self._bundle.path} is {error:.1e} of full range off the torch model on "
-                f"{self.backend}, more than {_STAGES[role]:.0e}"
+                f"{self.engines[role]}, more than {_STAGES[role]:.0e}"
             )
 
     def _run(self, role: str, inputs: Mapping[str, NDArray[Any]], sides: Sequence[int], *, scale: int = 1) -> Float:
         output = self.run_graph(role, inputs, rank=4)
         wanted = (1, self._channels if role != "decoder" else 3, sides[0] * scale, sides[1] * scale)
         if output.shape != wanted:
-            raise EngineError(f"the {role} on {self.backend} gave an output of shape {output.shape}, not {wanted}")
+            raise EngineError(f"the {role} on {self.engines[role]} gave an output of shape {output.shape}, not {wanted}")
         return output
 
 

@@ -18,6 +18,10 @@ from rdsr.export.graphs import graph_kind
 from rdsr.models.registry import load_model
 from rdsr.runtime import BundleError, Cancel, CancelledError, MemoryLimitError, Upscaler
 from rdsr.runtime.bundle import Bundle
+from rdsr.runtime.choice.graph_times import recall_time, remember_times
+from rdsr.runtime.choice.speed import Timing, int8_against_float
+from rdsr.runtime.engines import BACKENDS, Backend
+from rdsr.runtime.engines.cache import CACHE_VARIABLE
 from rdsr.runtime.pictures.arrays import from_graph, to_graph
 from rdsr.runtime.pipelines import load_pipeline
 from rdsr.runtime.pipelines.residual_shift import ResidualShiftPipeline
@@ -319,9 +323,52 @@ def test_progress_counts_all_graphs(four_steps: Path) -> None:
     assert seen == [(number, 6) for number in range(1, 7)]
 
 
+def loaded_engines(upscaler: Upscaler) -> dict[str, str]:
+    """Role → engine, after a call."""
+    upscaler(picture(SIDE, SIDE))
+    (loaded,) = upscaler._pipelines.loaded.values()
+    return dict(loaded.engines)
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_auto_gives_each_graph_the_engine_that_was_faster(four_steps: Path) -> None:
+    manifest = Bundle(four_steps).manifest
+    seconds: dict[Backend, dict[str, float]] = {
+        "openvino": {"encoder": 1.0, "step": 1.0, "decoder": 3.0},
+        "onnxruntime": {"encoder": 0.8, "step": 0.97, "decoder": 5.0},
+    }
+    for engine, taken in seconds.items():
+        remember_times(manifest, engine, "fp32", taken)
+    with Upscaler.load(four_steps, precision="fp32") as upscaler:
+        assert upscaler.effective.backend == "openvino"
+        assert "openvino: 3.00 s against 5.00 s for the decoder here, but encoder in onnxruntime" in upscaler.effective.reason
+        assert loaded_engines(upscaler) == {"encoder": "onnxruntime", "step": "openvino", "decoder": "openvino"}
+    for options in ({"backend": "onnxruntime"}, {"backend": "openvino"}, {"memory_limit": "1GiB"}):
+        with Upscaler.load(four_steps, precision="fp32", **options) as upscaler:  # type: ignore[arg-type]
+            assert len(set(loaded_engines(upscaler).values())) == 1
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_int8_and_float_are_compared_by_what_was_measured(sinsr: Path) -> None:
+    manifest = Bundle(sinsr).manifest
+    remember_times(manifest, "openvino", "int8", {"decoder": 0.25})
+    remember_times(manifest, "openvino", "fp32", {"decoder": 0.5})
+    assert int8_against_float(Bundle(sinsr), "openvino", "openvino") == Timing(250.0, 500.0)
+
+
 @pytest.mark.parametrize("name", ["sinsr", "rsd"])
-def test_verify_proves_it_again(name: str, request: pytest.FixtureRequest) -> None:
-    assert verify(Bundle(request.getfixturevalue(name))).passed
+def test_verify_proves_it_again_and_keeps_how_long_graphs_took(name: str, request: pytest.FixtureRequest) -> None:
+    bundle = Bundle(request.getfixturevalue(name))
+    request.getfixturevalue("own_cache")  # not before the export, which keeps them, too
+    assert all(recall_time(bundle.manifest, "decoder", engine, "fp32") is None for engine in BACKENDS)
+    assert verify(bundle).passed
+    for engine in BACKENDS:
+        assert all(recall_time(bundle.manifest, role, engine, "fp32") for role in ("encoder", "step", "decoder"))
 
 
 @pytest.mark.parametrize(
