@@ -27,12 +27,18 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
     autoencoder: AutoencoderOption = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, int8, separated by commas; default: all that this CPU can prove.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16, int8, separated by commas; default: what the network's kind has and this CPU can prove."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Folder of pictures for int8: two thirds choose the ranges, one third judges.")
     ] = None,
-    max_psnr_drop: Annotated[float, typer.Option(min=0, help="Largest drop of int8 against fp32, in dB PSNR-Y.")] = 0.05,
+    max_psnr_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest drop against fp32 in dB PSNR-Y; default: 0.05 for int8, 0.01 for bf16."),
+    ] = None,
     post_training: Annotated[
         bool, typer.Option("--post-training", help="Quantize anew, even if the checkpoint comes from `train qat`.")
     ] = False,
@@ -54,7 +60,7 @@ def export(
     from ..export.staging import check_target
 
     check_target(output, force=force)  # before torch is imported, which takes seconds
-    from ..export.exporter import ExportOptions, export_checkpoint
+    from ..export.exporter import MAX_INT8_DROP, ExportOptions, export_checkpoint
     from ..models.registry import resolve_checkpoint
 
     with steps_shown("export") as progress, tempfile.TemporaryDirectory() as scratch:
@@ -94,8 +100,9 @@ def export(
         stderr.quiet = False
         if result.only_gate_failed:
             drop = report["quantization"]["psnr_drop_db"]
+            allowed = MAX_INT8_DROP if max_psnr_drop is None else max_psnr_drop
             stderr.print(
-                f"rdsr: int8 loses {drop} dB, more than the {max_psnr_drop} allowed, and the bundle was {fate}; "
+                f"rdsr: int8 loses {drop} dB, more than the {allowed} allowed, and the bundle was {fate}; "
                 "`rdsr train qat` lowers it, --max-psnr-drop allows it, --precision fp32 leaves int8 out",
                 style="red",
             )

@@ -78,11 +78,12 @@ def latency(
         raise BenchmarkError(f"a sweep over {sweep} wants one value of everything else")
     wanted = model or ["rdsr-base", "rdsr-small", "rdsr-tiny", "diffir", "bicubic"]
     with steps_shown("latency") as progress:
-        subjects = [find_subject(name, progress) for name in dict.fromkeys(wanted)]
+        precisions = [each.strip() for given in precision or [] for each in given.split(",")]
+        subjects = [find_subject(name, progress, precisions) for name in dict.fromkeys(wanted)]
         jobs = bench.jobs_of(
             subjects,
             backends=backend or [name for name in bench.BACKENDS if name != "torch-compile"],
-            precisions=[each.strip() for given in precision or [] for each in given.split(",")],
+            precisions=precisions,
             sizes=sizes,
             batches=batches,
             threads=counts,
@@ -93,15 +94,17 @@ def latency(
         with tempfile.TemporaryDirectory() as scratch:
             partial = (output or Path(scratch)) / f"{name}.partial.json"
             report = bench.measure_latency(jobs, options, partial=partial, progress=progress)
-    rows = [row | {"size": "×".join(map(str, row["size"]))} for row in report["rows"]]
-    columns = LATENCY_COLUMNS
+    rows = [
+        row | {"size": "×".join(map(str, row["size"])), "graphs_ms": _listed(row["graphs_ms"])} for row in report["rows"]
+    ]
+    columns = {key: LATENCY_COLUMNS[key] for key in LATENCY_COLUMNS if key != "graphs_ms" or any(row[key] for row in rows)}
     if sweep is not None:
         fits = {(fit["model"], fit["backend"], fit["precision"]): fit for fit in report["fits"]}
         rows = [
             row | {key: fits[row["model"], row["backend"], row["precision"]][key] for key in ("exponent", "steepest")}
             for row in rows
         ]
-        columns = SWEEP_COLUMNS
+        columns = {key: SWEEP_COLUMNS[key] for key in SWEEP_COLUMNS if key in columns or key in ("exponent", "steepest")}
     if output is not None:
         write_table(output, name, report, columns, rows)
         if sweep is None:
@@ -113,6 +116,10 @@ def latency(
     failures = [row["error"] or row["failed_later"] for row in report["rows"]]
     if any(failure and not failure.startswith(bench.NOT_RUN) for failure in failures):
         raise typer.Exit(FAILED)
+
+
+def _listed(graphs: dict[str, float] | None) -> str:
+    return ", ".join(f"{role} {milliseconds:.0f}" for role, milliseconds in (graphs or {}).items())
 
 
 def _say_what_went_wrong(report: dict[str, Any]) -> None:

@@ -32,10 +32,11 @@ from .int8.calibration import read_calibration
 from .int8.make import drop_by_dataset, make_int8, measure_time
 from .staging import check_target, publish, remove_leftovers, staging_folder
 
-__all__ = ["SUPPORTED", "ExportOptions", "ExportResult", "export_checkpoint"]
+__all__ = ["MAX_INT8_DROP", "SUPPORTED", "ExportOptions", "ExportResult", "export_checkpoint"]
 
 SUPPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 """Precisions that exports make."""
+MAX_INT8_DROP = 0.05
 MANY_STEPS = 100
 """Steps of a reverse process from which the export says what they cost."""
 MAX_FUSION_ERROR = 1e-5
@@ -54,13 +55,13 @@ class ExportOptions:
     output: Path
     """Bundle folder to write."""
     precisions: tuple[str, ...] | None = None
-    """Subset of `SUPPORTED`. None: all that this CPU can prove, without bf16 if its proof fails."""
+    """Subset of `SUPPORTED`. None: those of the network's kind that this CPU can prove, without bf16 if its proof fails."""
     arch: str | None = None
     """Name of the architecture. None: detected from the keys."""
     calibration: Path | None = None
     """Folder of pictures for int8: a data set or plain pictures. None: the package's own small pictures."""
-    max_psnr_drop: float = 0.05
-    """Largest drop of int8 against float32, in dB PSNR-Y."""
+    max_psnr_drop: float | None = None
+    """Largest drop against float32 in dB PSNR-Y. None: 0.05 (`MAX_INT8_DROP`) of int8, 0.01 of bf16 (`Tolerances`)."""
     post_training: bool = False
     """Quantize the float network anew, even if the checkpoint holds a quantized one from training."""
     key_map: Path | None = None
@@ -238,8 +239,9 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         raise ExportError(f"seed must be from 0 to 4294967295, not {options.seed}")
     if "int8" not in precisions and (options.calibration or options.post_training):
         raise ExportError("calibration and post-training are for int8, which is not among the precisions")
-    if not 0 <= options.max_psnr_drop < math.inf:
-        raise ExportError(f"the largest PSNR drop must be a finite number of dB, at least 0, not {options.max_psnr_drop}")
+    limit = MAX_INT8_DROP if options.max_psnr_drop is None else options.max_psnr_drop
+    if not 0 <= limit < math.inf:
+        raise ExportError(f"the largest PSNR drop must be a finite number of dB, at least 0, not {limit}")
     progress("read the checkpoint")
     loaded = load_model(
         options.checkpoint,
@@ -251,6 +253,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     if (cost := cost_of_steps(loaded.network.steps)) is not None:
         logger.warning(cost)
     kind = graph_kind(loaded.network, options.seed)
+    if options.precisions is None and not (kind.int8_unasked or options.calibration or options.post_training):
+        precisions = tuple(precision for precision in precisions if precision != "int8")
     calibration = read_calibration(options.calibration, loaded.network.scale) if options.calibration else []
     progress("fuse")
     fusion = _fusion(kind)
@@ -260,9 +264,11 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
     progress("run the torch model")
     judging = [picture for picture in calibration if picture.held_back]
     proof = build_proof(kind, judging, random_weights=loaded.random)
+    if options.max_psnr_drop is not None:
+        proof = dataclasses.replace(proof, bf16_max_drop_db=float(limit))
     quantized = None
     if "int8" in precisions:
-        limit, post_training = options.max_psnr_drop, options.post_training
+        post_training = options.post_training
         quantized = make_int8(kind, proof, calibration, post_training=post_training, max_drop=limit, progress=progress)
         proof = with_int8(proof, kind, quantized.form, drop=quantized.psnr_drop_db, max_drop=limit)
         graphs.add_int8(quantized.form)

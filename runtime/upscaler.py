@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -203,6 +203,12 @@ class Upscaler:
         return Result(out, backend, precision, (time.perf_counter() - started) * 1e3)
 
     @property
+    def graph_seconds(self) -> Mapping[str, float]:
+        """Median seconds of each graph in calls with 8-bit pictures so far; empty for kinds that do not measure it."""
+        loaded = self._pipelines.loaded.get(self._choice(np.uint8))
+        return {} if loaded is None else loaded.graph_seconds
+
+    @property
     def scale(self) -> int:
         """How many times larger results are."""
         return self.bundle.manifest.scale
@@ -226,7 +232,8 @@ class Upscaler:
         """
         height, width = pixels.shape[:2]
         if not plan.exact and self._first_cut.acquire(blocking=False):
-            self._warn_of_cut(plan, height, width, pixels.dtype)
+            needs = self._needs(self._choice(pixels.dtype))
+            logger.warning(self._kind.words_on_cut(self.bundle.manifest, needs, plan, height, width))
         backend, precision = self._choice(pixels.dtype)
         self._calls.check_open()
         try:
@@ -237,15 +244,6 @@ class Upscaler:
             if self.memory_limit is not None:
                 return_free_memory()
         return backend, precision
-
-    def _warn_of_cut(self, plan: Plan, height: int, width: int, dtype: Any) -> None:
-        least = self._kind.least_for_one_piece(self.bundle.manifest, self._needs(self._choice(dtype)), height, width)
-        remedy = f"a memory_limit of {(least or 0) // 2**20} MiB, or none, avoids it"
-        logger.warning(
-            f"{self.bundle.manifest.arch} attends over the whole picture, so {height}×{width} pixels in "
-            f"{plan.grid[0]}×{plan.grid[1]} tiles give another result than in one piece; "
-            + ("so large a picture is cut under any memory_limit" if least is None else remedy)
-        )
 
     def __call__(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Picture:
         """Upscale one picture. The result is `scale` times larger and of the same kind.

@@ -115,6 +115,8 @@ class _Tally:
         self.proof = proof
         self.cases: Sequence[Case] = [case for case in proof.cases if case.dataset == OWN]
         self.worst = 0.0
+        self.wrong = False
+        """Whether a picture is wrong as a whole: a small one would disappear among the others."""
         self.drops: list[float] = []
 
     def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
@@ -125,6 +127,7 @@ class _Tally:
         else:
             error = np.abs(case.pick(output) - case.expected)
         self.worst = max(self.worst, math.inf if np.isnan(error).any() else float(error.max()))
+        self.wrong = self.wrong or not float(error.mean()) <= _MOST_FROM_FLOAT
         if case.hr is not None and case.psnr_y is not None:
             self.drops.append(psnr_drop(case.psnr_y, _quality(picture, case)))
 
@@ -136,7 +139,10 @@ class _Tally:
         limits = self.proof.tolerances
         if precision == "fp32":
             return self.worst <= limits.fp32_max_abs_err
-        return self.worst <= limits.bf16_max_abs_err and self.drop is not None and self.drop <= limits.bf16_psnr_drop_db
+        allowed = self.proof.bf16_max_drop_db
+        plainly_wrong = self.worst > limits.bf16_max_abs_err if allowed is None else self.wrong
+        most = limits.bf16_psnr_drop_db if allowed is None else allowed
+        return not plainly_wrong and self.drop is not None and self.drop <= most
 
 
 class _Int8Tally(_Tally):
@@ -147,8 +153,6 @@ class _Int8Tally(_Tally):
         self.cases = proof.cases
         self.judging = {case.name for case in proof.judging}
         self.bytes = self.off = 0
-        self.wrong = False
-        """Whether a picture is wrong as a whole: a small one would disappear among the others."""
         self.differences: list[float] = []
         self.pictures: list[NDArray[np.uint8]] = []
 
@@ -187,14 +191,6 @@ class _Int8Tally(_Tally):
 
 class _Int8QualityTally(_Tally):
     """Compares int8 with the float model, where engines that round differently give another picture, an equally good one."""
-
-    wrong = False
-    """Whether a picture is wrong as a whole."""
-
-    def add(self, case: Case, output: NDArray[np.float32] | None, picture: NDArray[np.uint8]) -> None:
-        super().add(case, output, picture)
-        off = np.abs(case.pick(picture).astype(np.float32) / np.float32(255) - np.clip(case.expected, 0, 1))
-        self.wrong = self.wrong or float(off.mean()) > _MOST_FROM_FLOAT
 
     def passed(self, precision: str) -> bool:
         """Whether no picture is wrong, and this engine's drop is within the limit, too."""

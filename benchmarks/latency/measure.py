@@ -46,6 +46,7 @@ Precision is set in every engine: OpenVINO's float32 rows never run in bf16.
 Bundles run through rdsr.runtime.Upscaler; torch runs the fused network as one module.
 torch runs a batch at once, and so does ONNX Runtime for other people's graphs; all others run picture by picture.
 Above 384×384 LR pixels an Upscaler cuts tiles and torch does not; halos are not counted as operations.
+Networks of several heavy graphs say how long a run of each takes (graphs_ms): the median of all runs in a process.
 Cold start: from before the process starts to the first picture; median of the rounds.
 OpenVINO compiles in the first round and finds the result in a cache in later ones, for peers as for bundles.
 Float rows convert uint8 to floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.

@@ -75,7 +75,7 @@ def row_of(
     """Make one row of the JSON report from the samples of its processes, or from the error that stopped it."""
     row: dict[str, Any] = {"model": job.subject.model, "weights": job.subject.weights, "backend": job.backend}
     row |= {"precision": job.precision, "size": list(job.size), "batch": job.batch, "threads": job.threads}
-    row |= dict.fromkeys(_MEASURED)
+    row |= dict.fromkeys((*_MEASURED, "graphs_ms"))
     if not samples:
         return row | {"error": error or "not run", "failed_later": None}
     times = np.concatenate([sample["times_ms"] for sample in samples])
@@ -104,6 +104,10 @@ def row_of(
     for key, value in measured.items():
         digits = _MEASURED[key]
         row[key] = value if value is None or digits is None else round(value, digits)
+    if graphs := samples[0].get("graphs_ms"):
+        row["graphs_ms"] = {
+            role: round(statistics.median(sample["graphs_ms"][role] for sample in samples), 1) for role in graphs
+        }
     return row | {"error": None, "failed_later": error}
 
 

@@ -40,13 +40,14 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
     height, width = job["size"]
     pictures = np.random.default_rng(0).integers(0, 256, (job["batch"], height, width, 3), dtype=np.uint8)
-    call = _load(job)
+    call, graph_seconds = _load(job)
     started = time.perf_counter()
     call(pictures)
     first = time.perf_counter() - started
     cold = time.time() - job["begun"]
     times = time_calls(lambda: call(pictures), seconds=job["seconds"], warm_up=0 if first > _LONG_WARM_UP else 2)
-    return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb()}
+    graphs = {role: 1e3 * seconds for role, seconds in graph_seconds().items()}
+    return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb(), "graphs_ms": graphs}
 
 
 def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most: int = _MOST_CALLS) -> list[float]:
@@ -65,25 +66,25 @@ def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most
     return times
 
 
-def _load(job: Mapping[str, Any]) -> Callable[[Pictures], object]:
-    """Load the job's model; return a function of N×H×W×3 pictures."""
+def _load(job: Mapping[str, Any]) -> tuple[Callable[[Pictures], object], Callable[[], Mapping[str, float]]]:
+    """Load the job's model; return a function of N×H×W×3 pictures, and one of the seconds of its graphs, if known."""
     subject = job["subject"]
     engine = {key: job[key] for key in ("backend", "precision", "threads")}
     if subject["kind"] == "function":  # "module:name" of a function that makes the callable: tests of the harness use it
         module, _, name = subject["path"].partition(":")
-        return getattr(importlib.import_module(module), name)(job)
+        return getattr(importlib.import_module(module), name)(job), dict
     if subject["kind"] == "bicubic":
-        return _bicubic(subject["scale"], job["threads"])
+        return _bicubic(subject["scale"], job["threads"]), dict
     if subject["kind"] == "onnx":
         from ..subjects.onnx_model import OnnxModel, PictureInput
 
-        return OnnxModel(Path(subject["path"]), taken=PictureInput.of(job["input"]), **engine)
+        return OnnxModel(Path(subject["path"]), taken=PictureInput.of(job["input"]), **engine), dict
     if job["backend"].startswith("torch"):
-        return _torch(Path(subject["checkpoint"]), job["threads"], compiled=job["backend"] == "torch-compile")
+        return _torch(Path(subject["checkpoint"]), job["threads"], compiled=job["backend"] == "torch-compile"), dict
     from ...runtime.upscaler import Upscaler
 
     upscaler = Upscaler.load(subject["path"], **engine)
-    return lambda pictures: [upscaler(picture) for picture in pictures]  # it takes one picture a call
+    return lambda pictures: [upscaler(picture) for picture in pictures], lambda: upscaler.graph_seconds  # one picture a call
 
 
 def _bicubic(scale: int, threads: int) -> Callable[[Pictures], object]:

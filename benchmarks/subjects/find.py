@@ -8,13 +8,15 @@ import hashlib
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle import Bundle
+from ...runtime.engines import PRECISIONS, Precision
 from ...runtime.engines.cache import cache_folder
 from ...runtime.errors import BundleError, EngineError
+from ...runtime.host import cpu
 from ..errors import BenchmarkError
 from ..host import code_digest
 from .peers import PEERS, export_peer
@@ -68,8 +70,10 @@ def checkpoint_of(model: str, scratch: Path) -> tuple[Path, LoadedModel]:
     return path, load_model(path)
 
 
-def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
+def find_subject(model: str, progress: Progress = lambda step: None, precisions: Sequence[str] = ()) -> Subject:
     """Find a model by name or path. If it has to be exported, do it once and keep the result in the user's cache folder.
+
+    `precisions`: those that will run; empty for all that there are.
 
     Takes a bundle folder, an ONNX or OpenVINO IR file, a checkpoint, a shipped model, a preset, "diffir", "bicubic", or a
     peer (`peers.py`). Raises `BenchmarkError`, and what reading and exporting raise.
@@ -86,7 +90,8 @@ def find_subject(model: str, progress: Progress = lambda step: None) -> Subject:
         return Subject(model, "onnx", "given", None, None, path=str(path.resolve()))
     if model in PEERS and not path.exists():
         return _peer(model, progress)
-    return _network(model, progress)
+    wanted = tuple(p for p in PRECISIONS if p in precisions and (p != "bf16" or cpu.has_bf16()))
+    return _network(model, progress, wanted)
 
 
 def kept_folder() -> Path:
@@ -129,14 +134,14 @@ def _peer(model: str, progress: Progress) -> Subject:
     return Subject(model, "onnx", "random", 4, PEERS[model].params_m, path=str(target))
 
 
-def _network(model: str, progress: Progress) -> Subject:
+def _network(model: str, progress: Progress, precisions: tuple[Precision, ...]) -> Subject:
     folder = kept_folder()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         checkpoint, loaded = checkpoint_of(model, Path(scratch))
         stem = checkpoint.stem[:40]
         if Path(model).is_file():  # a user's files may share one name: every training run writes ema.safetensors
             stem += f"-{_digest(str(checkpoint.resolve()))[:8]}"
-        digest = _digest(loaded.sha256, _sources())
+        digest = _digest(loaded.sha256, _sources(), *precisions)
         bundle = folder / f"{stem}-{digest}.bundle"
         if checkpoint.parent == Path(scratch):
             checkpoint = checkpoint.replace(bundle.with_suffix(".safetensors"))
@@ -147,19 +152,24 @@ def _network(model: str, progress: Progress) -> Subject:
         Bundle(bundle).check()
     except BundleError:  # missing or damaged
         _prune(folder, stem, digest)
-        failure = _export(checkpoint, bundle, lambda step: progress(f"export {model}: {step}"))
+        failure = _export(checkpoint, bundle, precisions, lambda step: progress(f"export {model}: {step}"))
         return dataclasses.replace(subject, failure=failure)
     return subject
 
 
-def _export(checkpoint: Path, bundle: Path, progress: Progress) -> str | None:
+def _export(checkpoint: Path, bundle: Path, precisions: tuple[Precision, ...], progress: Progress) -> str | None:
     """Export a checkpoint. Returns why that failed, or None."""
     from ...export.errors import ProofError
     from ...export.exporter import ExportOptions, export_checkpoint
 
     # The limit of the drop is out of reach: all precisions are timed, however much int8 loses.
     options = ExportOptions(
-        checkpoint=checkpoint, output=bundle, max_psnr_drop=1e3, single_graph=False, force=bundle.exists()
+        checkpoint=checkpoint,
+        output=bundle,
+        precisions=precisions or None,
+        max_psnr_drop=1e3,
+        single_graph=False,
+        force=bundle.exists(),
     )
     try:
         result = export_checkpoint(options, progress)

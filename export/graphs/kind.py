@@ -80,6 +80,8 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
     """Name of the kind in the manifest."""
     has_single_graph: ClassVar[bool] = True
     """Whether the whole network can be one graph."""
+    int8_unasked: ClassVar[bool] = True
+    """Whether an export makes int8 even if it is not asked for by name."""
     condition_names: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that `condition` gives, as inputs of the decoder's graph."""
 

@@ -106,20 +106,19 @@ def drop_by_dataset(proof: Proof) -> list[dict[str, Any]]:
 
 
 def measure_time(folder: Path) -> list[dict[str, Any]]:
-    """Time the staged bundle in float32 and int8 on every engine, interleaved, at 128×128 LR.
+    """Time the staged bundle in float32 and int8 on each engine, interleaved, at 128×128 LR.
 
     A row is the median time of a whole call, from uint8 array to uint8 array, in milliseconds (`fp32_ms`, `int8_ms`).
     """
     threads = cpu.available_threads()
     picture = np.random.default_rng(0).integers(0, 256, (*_TIMED, 3), dtype=np.uint8)
-    calls = {}
-    for engine in BACKENDS:
+    rows = []
+    for engine in BACKENDS:  # one after the other: networks of hundreds of millions of weights take gigabytes in each
+        calls = {}
         for precision in _COMPARED:
             pipeline = load_pipeline(Bundle(folder), backend=engine, precision=precision, threads=threads, seed=0)
-            calls[engine, precision] = partial(pipeline.picture, picture)
-    medians = interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
-    return [
-        {"engine": engine, "size": _TIMED, "threads": threads}
-        | {f"{precision}_ms": round(medians[engine, precision], 2) for precision in _COMPARED}
-        for engine in BACKENDS
-    ]
+            calls[precision] = partial(pipeline.picture, picture)
+        medians = interleaved_medians(calls, rounds=_ROUNDS, budget=_SECONDS)
+        times = {f"{precision}_ms": round(medians[precision], 2) for precision in _COMPARED}
+        rows.append({"engine": engine, "size": _TIMED, "threads": threads} | times)
+    return rows

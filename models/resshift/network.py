@@ -12,7 +12,6 @@ from torch import Tensor
 from ..interface import ResidualShiftNetwork, ShiftStep
 from .autoencoder import BLOCKS, Autoencoder, Codebook
 from .config import ResShiftConfig
-from .norm import GroupNorm
 from .schedule import SAMPLERS
 from .swin import Mlp, WindowAttention, last_row_mask
 from .unet import UNet, time_frequencies
@@ -98,7 +97,7 @@ class ResShift(ResidualShiftNetwork):
         """A copy in which what follows from weights is computed once: biases of attention, ½ of GELU, lengths of codes."""
         fused = super().fuse()
         for module in fused.modules():
-            if isinstance(module, (WindowAttention, Mlp, Codebook, GroupNorm)):
+            if isinstance(module, (WindowAttention, Mlp, Codebook)):
                 module.fold()
         return fused
 

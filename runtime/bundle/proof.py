@@ -41,7 +41,7 @@ class Tolerances:
     bf16_max_abs_err: float = 0.1
     """Guard against plainly wrong bf16 results at single sizes; the gate is the PSNR drop."""
     bf16_psnr_drop_db: float = 0.01
-    """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB."""
+    """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB, unless the export allowed another one."""
     int8_bytes_off: float = 0.005
     """Largest share of an int8 variant's output bytes that are more than one grey level off the fake-quantized model."""
     int8_psnr_diff_db: float = 0.005
@@ -128,6 +128,8 @@ class Proof:
     """PSNR-Y drop in dB of the fake-quantized torch model on the pictures that judged it; None without int8."""
     int8_max_drop_db: float | None = None
     """Largest drop that was allowed, in dB."""
+    bf16_max_drop_db: float | None = None
+    """Largest drop of bf16 that the export was told to allow, in dB; None for the usual one."""
 
     @property
     def judging(self) -> tuple[Case, ...]:
@@ -155,6 +157,8 @@ class Proof:
         content = {"seed": self.seed, "tolerances": dataclasses.asdict(self.tolerances), "cases": entries}
         if self.int8_drop_db is not None:
             content["int8"] = {"psnr_drop_db": self.int8_drop_db, "max_psnr_drop_db": self.int8_max_drop_db}
+        if self.bf16_max_drop_db is not None:
+            content["bf16"] = {"max_psnr_drop_db": self.bf16_max_drop_db}
         plain = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
         return {"proof.json": canonical_json(content), "proof.safetensors": save(plain)}
 
@@ -176,7 +180,8 @@ class Proof:
 
             cases = tuple(case_of(entry) for entry in content["cases"])
             int8 = content.get("int8", {})
-            drops = (int8.get("psnr_drop_db"), int8.get("max_psnr_drop_db"))
+            bf16 = content.get("bf16", {}).get("max_psnr_drop_db")
+            drops = (int8.get("psnr_drop_db"), int8.get("max_psnr_drop_db"), bf16)
             proof = cls(cases, content["seed"], Tolerances(**content["tolerances"]), *drops)
             proof._check(bundle.manifest.scale)
             return proof
@@ -201,8 +206,9 @@ class Proof:
             raise ValueError(f"it has more than {MAX_CASES} cases, or two of one name")
         if (pixels := sum(case.lr.shape[0] * case.lr.shape[1] for case in self.cases)) > MAX_PIXELS:
             raise ValueError(f"its pictures have {pixels} pixels, more than {MAX_PIXELS}")
-        if any(drop is not None and not isinstance(drop, float) for drop in (self.int8_drop_db, self.int8_max_drop_db)):
-            raise ValueError("its int8 drop is no number")
+        drops = (self.int8_drop_db, self.int8_max_drop_db, self.bf16_max_drop_db)
+        if any(drop is not None and not isinstance(drop, float) for drop in drops):
+            raise ValueError("a drop is no number")
         if len({case.expected_int8 is None for case in self.cases}) != 1:
             raise ValueError("only some of its cases have an int8 output")
         for case in self.cases:

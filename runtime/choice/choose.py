@@ -10,10 +10,10 @@ from ..host import cpu
 from .graph_times import faster_engine, faster_engines
 from .speed import int8_against_float
 
-__all__ = ["MAX_INT8_DROP_DB", "choose"]
+__all__ = ["MAX_DROP_DB", "choose"]
 
-MAX_INT8_DROP_DB = 0.02
-"""Largest PSNR drop, in dB, of an int8 variant that `auto` accepts."""
+MAX_DROP_DB = 0.02
+"""Largest PSNR drop, in dB, of an int8 or bf16 variant that `auto` accepts."""
 _ORDER: dict[Precision, tuple[Backend, ...]] = {
     # Decoders of 8 to 30 convolutions at 128×128 LR with two threads: ONNX Runtime takes 0.55 to 0.87 of OpenVINO's time on
     # a Xeon with AMX, and as long on an EPYC. It also stalls less at new sizes.
@@ -53,12 +53,12 @@ def choose(bundle: Bundle, backend: str, precision: str) -> tuple[Backend, Preci
         why = "asked for"
     elif known is not None:
         why = " against ".join(f"{seconds:.2f} s" for seconds in sorted(known[1].values())) + " for the decoder here"
-        others = faster_engines(manifest, engine, chosen)
-        why += "".join(f", but {role} in {other}" for role, other in others.items())
     elif engine != _order(manifest, chosen)[0] or chosen == "bf16":
         why = f"proven at {chosen}"
     else:
         why = "fewest stalls on unseen sizes" if engine == "onnxruntime" else "the faster one for such a network"
+    if backend == "auto":
+        why += "".join(f", but {role} in {other}" for role, other in faster_engines(manifest, engine, chosen).items())
     reasons = [f"{chosen}: {reason}", f"{engine}: {why}"]
     if not manifest.proven(chosen, engine):
         have = ", ".join(manifest.precisions) or "none"
@@ -94,8 +94,8 @@ def _precision(bundle: Bundle, backend: str) -> tuple[Precision, str]:
     vnni_limit = limit if int8 == "openvino" else ""  # ONNX Runtime knows no such limit
     if not manifest.proven("int8", int8):
         no_int8 = "the bundle has no proven int8 variant" + ("" if backend == "auto" else f" for {backend}")
-    elif not drop <= MAX_INT8_DROP_DB:
-        no_int8 = f"int8 loses {drop:.3f} dB, more than {MAX_INT8_DROP_DB}"
+    elif not drop <= MAX_DROP_DB:
+        no_int8 = f"int8 loses {drop:.3f} dB, more than {MAX_DROP_DB}"
     elif native:
         return "int8", f"the CPU multiplies 8-bit numbers natively, and it loses {max(drop, 0):.3f} dB"
     else:
@@ -106,6 +106,8 @@ def _precision(bundle: Bundle, backend: str) -> tuple[Precision, str]:
         no_bf16 = f"the CPU has no bf16{limit}"
     elif not manifest.proven("bf16", "openvino"):
         no_bf16 = "the bundle has no proven bf16 variant"
+    elif not (bf16_drop := manifest.psnr_drop("bf16", "openvino")) <= MAX_DROP_DB:
+        no_bf16 = f"bf16 loses {bf16_drop:.3f} dB, more than {MAX_DROP_DB}"
     else:
         why_not = no_int8 or f"there is no VNNI{vnni_limit}"
         return "bf16", f"the CPU multiplies it natively, the bundle's proof passed, and {why_not}"

@@ -1,4 +1,4 @@
-"""How long large graphs take on each engine of this machine, as measured while `rdsr export` and `rdsr verify` proved them."""
+"""How long large graphs take on each engine of this machine, measured while `rdsr export` and `rdsr verify` prove them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def faster_engine(manifest: Manifest, role: str, precision: Precision) -> tuple[
 def faster_engines(manifest: Manifest, backend: Backend, precision: Precision) -> dict[str, Backend]:
     """Role → engine, for the graphs of a pipeline that another engine than `backend` runs clearly faster here."""
     others = {}
-    for role in manifest.pipeline_roles if precision != "bf16" else ():  # which only one engine has
+    for role in manifest.pipeline_roles:
         at: Precision = precision if role == "decoder" else "fp32"
         if (known := faster_engine(manifest, role, at)) is not None:
             engine, seconds = known

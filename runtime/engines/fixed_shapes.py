@@ -23,7 +23,7 @@ from . import Backend, Precision, Session, load_session
 
 __all__ = ["FixedShapes"]
 
-_LEAST_RUNS, _MOST_RUNS = 3, 30
+_LEAST_RUNS, _MOST_RUNS = 2, 30
 """Runs that a median needs, and the last ones that it is made of."""
 
 

@@ -131,6 +131,17 @@ class Pipeline(abc.ABC):
         return least_for_one_piece(needs, height, width)
 
     @classmethod
+    def words_on_cut(cls, manifest: Manifest, needs: Needs, plan: Plan, height: int, width: int) -> str:
+        """The warning that a picture is cut into tiles that only approximate it."""
+        least = cls.least_for_one_piece(manifest, needs, height, width)
+        remedy = f"a memory_limit of {(least or 0) // 2**20} MiB, or none, avoids it"
+        return (
+            f"{manifest.arch} attends over the whole picture, so {height}×{width} pixels in "
+            f"{plan.grid[0]}×{plan.grid[1]} tiles give another result than in one piece; "
+            + ("so large a picture is cut under any memory_limit" if least is None else remedy)
+        )
+
+    @classmethod
     def own_claims(cls, manifest: Manifest) -> Mapping[str, tuple[str, tuple[int, int], int]] | None:
         """Claims on memory of a kind whose tiles are its own affair: field → (graph, size of the picture, values a pixel).
 

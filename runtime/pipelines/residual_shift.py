@@ -123,7 +123,7 @@ class ResidualShiftPipeline(Pipeline):
 
     def session(self, role: str) -> Session:
         if role not in self._sessions:
-            precision: Precision = "fp32" if self.precision == "int8" and role != "decoder" else self.precision
+            precision: Precision = self.precision if role == "decoder" else "fp32"  # whose errors would change codes
             find = partial(self._bundle.graph_file, self.manifest.role(role, precision))
             self._sessions[role] = FixedShapes(find, backend=self.engines[role], precision=precision, threads=self._threads)
         return self._sessions[role]
@@ -244,12 +244,15 @@ class ResidualShiftPipeline(Pipeline):
         """Run each graph on the torch model's own inputs, in float32, and compare.
 
         A whole process cannot be compared so: a thousandth of noise on a latent changes hundreds of its codes, and each is a
-        visible step. So the decoder is run on codes themselves. Raises `BundleError` for a graph that is too far off.
+        visible step. So the decoder is run on codes themselves; only it runs in bf16 and int8. Raises `BundleError` for a
+        graph that is too far off.
         """
-        if self.precision != "fp32" or not stages:
+        if not stages:
             return self.run(colour)
         sides = padded(colour.shape[0], colour.shape[1], self._unit)
         self._check_stages(stages, sides)
+        if self.precision != "fp32":
+            return self._decoded(stages["codes"], colour)
         lr = _pixels(colour, next(self._whole(colour).of(*sides)))
         self._compare("encoder", {"lr": lr}, stages["latent"])
         extra = {}
@@ -262,9 +265,7 @@ class ResidualShiftPipeline(Pipeline):
         return self._decoded(stages["codes"], colour)
 
     def prove_int8(self, colour: NDArray[Any], stages: Mapping[str, Float]) -> NDArray[Any]:
-        """The picture of the torch model's codes: only the decoder is in int8."""
-        self._check_stages(stages, padded(colour.shape[0], colour.shape[1], self._unit))
-        return from_graph(self._decoded(stages["codes"], colour), colour)
+        return from_graph(self.prove(colour, stages), colour)
 
     def _check_stages(self, stages: Mapping[str, Float], sides: tuple[int, int]) -> None:
         whole = (1, self._channels, *sides)

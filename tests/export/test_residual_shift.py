@@ -69,6 +69,12 @@ def test_int8_has_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert listing(tmp_path) == ["sinsr.safetensors"]
 
 
+def test_int8_is_not_made_unasked(tmp_path: Path) -> None:
+    checkpoint = own_checkpoint(tmp_path / "sinsr.safetensors")
+    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "out")
+    assert {row.precision for row in export_checkpoint(options).verification.variants} <= {"fp32", "bf16"}
+
+
 def test_the_same_graphs_again(tmp_path: Path) -> None:
     checkpoint = own_checkpoint(tmp_path / "sinsr.safetensors")
     for name in ("one", "two"):

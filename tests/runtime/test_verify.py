@@ -76,6 +76,7 @@ def change_proof(bundle: Path, **changes: object) -> None:
         ({"tolerances": {"fp32_max_abs_err": 1e9}}, "looser"),
         ({"tolerances": {"fp32_max_abs_err": "1e-4"}}, "looser"),
         ({"tolerances": {"unknown": 1.0}}, "unknown"),
+        ({"bf16": {"max_psnr_drop_db": "any"}}, "a drop is no number"),
         ({"cases": [{"name": "nothing", "psnr_y": None}] * 9}, "nothing"),
         ({"cases": [{"name": "picture-portrait", "psnr_y": 9.0, "psnr_y_int8": 9.0}] * 9}, "two of one name"),
     ],

@@ -70,6 +70,11 @@ def test_not_where_it_loses_too_much(bundle: Path, monkeypatch: pytest.MonkeyPat
     _, precision, reason = choose(Bundle(bundle), "auto", "auto")
     assert precision == "bf16"
     assert "int8 loses" in reason
+    rows = json.loads((bundle / "manifest.json").read_text())["variants"]
+    rewrite_manifest(bundle, variants=[row | {"psnr_drop_db": 0.03} if row["precision"] == "bf16" else row for row in rows])
+    _, precision, reason = choose(Bundle(bundle), "auto", "auto")
+    assert precision == "fp32"
+    assert "bf16 loses 0.030 dB, more than 0.02" in reason
 
 
 def test_without_vnni_bf16_comes_first_then_the_faster_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

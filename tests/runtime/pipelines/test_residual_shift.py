@@ -22,6 +22,7 @@ from rdsr.runtime.choice.graph_times import recall_time, remember_times
 from rdsr.runtime.choice.speed import Timing, int8_against_float
 from rdsr.runtime.engines import BACKENDS, Backend
 from rdsr.runtime.engines.cache import CACHE_VARIABLE
+from rdsr.runtime.host import cpu
 from rdsr.runtime.pictures.arrays import from_graph, to_graph
 from rdsr.runtime.pipelines import load_pipeline
 from rdsr.runtime.pipelines.residual_shift import ResidualShiftPipeline
@@ -256,6 +257,16 @@ def test_int8_is_the_decoder_alone(sinsr: Path) -> None:
     assert {"decoder", "decoder_int8", "encoder", "step"} == set(Bundle(sinsr).manifest.graphs)
 
 
+@pytest.mark.skipif(not cpu.has_bf16(), reason="this CPU has no bf16")
+def test_bf16_is_the_decoder_alone(tmp_path: Path) -> None:
+    bundle = exported(tmp_path, "sinsr", "fp32", "bf16")
+    lr = picture(24, 32)
+    exact, half = (pipeline(bundle, backend="openvino", precision=precision) for precision in ("fp32", "bf16"))
+    assert np.array_equal(exact.condition(lr)["latent"], half.condition(lr)["latent"])
+    off = np.abs(exact.run(lr) - half.run(lr))
+    assert 0 < off.mean() < 0.02
+
+
 def test_one_graph_at_a_time_under_a_limit(four_steps: Path) -> None:
     alone = pipeline(four_steps, memory_limit=LIMIT)
     together = pipeline(four_steps)
@@ -346,7 +357,9 @@ def test_auto_gives_each_graph_the_engine_that_was_faster(four_steps: Path) -> N
         remember_times(manifest, engine, "fp32", taken)
     with Upscaler.load(four_steps, precision="fp32") as upscaler:
         assert upscaler.effective.backend == "openvino"
-        assert "openvino: 3.00 s against 5.00 s for the decoder here, but encoder in onnxruntime" in upscaler.effective.reason
+        assert (
+            "openvino: 3.00 s against 5.00 s for the decoder here, but encoder in onnxruntime" in upscaler.effective.reason
+        )
         assert loaded_engines(upscaler) == {"encoder": "onnxruntime", "step": "openvino", "decoder": "openvino"}
     for options in ({"backend": "onnxruntime"}, {"backend": "openvino"}, {"memory_limit": "1GiB"}):
         with Upscaler.load(four_steps, precision="fp32", **options) as upscaler:  # type: ignore[arg-type]
