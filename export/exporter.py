@@ -27,6 +27,7 @@ from .errors import ExportError, ProofError
 from .graphs import GraphKind, graph_kind
 from .graphs.graph_set import GraphSet
 from .graphs.ir import to_ir
+from .graphs.metadata import add_metadata
 from .graphs.plain_body import check_plain_body
 from .int8.calibration import read_calibration
 from .int8.make import drop_by_dataset, make_int8, measure_time
@@ -272,9 +273,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress = lambda step: 
         quantized = make_int8(kind, proof, calibration, post_training=post_training, max_drop=limit, progress=progress)
         proof = with_int8(proof, kind, quantized.form, drop=quantized.psnr_drop_db, max_drop=limit)
         graphs.add_int8(quantized.form)
-    if licence := loaded.notes.get("licence"):
-        for model in graphs.models.values():
-            model.doc_string = f"Licence: {licence}"
+    for model in graphs.models.values():
+        add_metadata(model, loaded)
     files = {name: model.SerializeToString(deterministic=True) for name, model in graphs.models.items()}
     files |= proof.to_files()
     report = {} if quantized is None else quantized.to_dict() | {"datasets": drop_by_dataset(proof)}

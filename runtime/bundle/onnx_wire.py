@@ -134,7 +134,7 @@ def read_onnx(content: bytes) -> Graph:
 def _model(wire: _Wire, data: memoryview) -> Graph:
     graphs: list[Graph] = []
     opsets: list[tuple[str, int]] = []
-    for number, content in wire.fields(data, repeated=(7, 8)):
+    for number, content in wire.fields(data, repeated=(7, 8, 14)):
         if number == 7:
             graphs.append(_graph(wire, _message(content)))
         elif number == 8:
@@ -144,6 +144,8 @@ def _model(wire: _Wire, data: memoryview) -> Graph:
                 raise GraphError(f"has the ONNX IR version {_number(content)}")
         elif number in (2, 3, 6):  # producer, its version, description
             _text(content)
+        elif number == 14:  # metadata, which no engine follows
+            _metadata(wire, _message(content))
         elif number in (20, 25):
             raise GraphError("holds training information" if number == 20 else "holds functions of its own")
         else:
@@ -156,6 +158,13 @@ def _model(wire: _Wire, data: memoryview) -> Graph:
         raise GraphError(f"is no ONNX graph (it holds {'no graph' if not graphs else 'several graphs'})")
     graphs[0].check_order()
     return graphs[0]
+
+
+def _metadata(wire: _Wire, data: memoryview) -> None:
+    for number, content in wire.fields(data):
+        if number not in (1, 2):
+            raise _unknown("metadata entry", number)
+        _text(content)
 
 
 def _opset(wire: _Wire, data: memoryview) -> tuple[str, int]:

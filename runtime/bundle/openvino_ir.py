@@ -34,6 +34,8 @@ _ELEMENTS: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "edge": (("edges",), frozenset({"from-layer", "from-port", "to-layer", "to-port"})),
     "rt_info": (("net",), frozenset()),
     "info": (("rt_info",), frozenset({"name", "value"})),
+    "framework": (("rt_info",), frozenset()),
+    **{fact: (("framework",), frozenset({"value"})) for fact in ("arch", "scale", "colour", "value_range", "licence")},
 }
 _ONCE = ("net", "layers", "edges", "rt_info")
 _INT = re.compile(r"-?[0-9]{1,18}")

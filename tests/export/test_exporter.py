@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -253,3 +254,12 @@ def test_a_network_without_a_reverse_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="steps 0"):
         export_checkpoint(ExportOptions(checkpoint=path, output=tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_graphs_say_what_they_take(bundle: Path) -> None:
+    for path in bundle.glob("*.onnx"):
+        facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        assert facts == {
+            "arch": "rdsr", "scale": "4", "colour": "RGB", "value_range": "0 to 1 in float32, 0 to 255 in uint8"
+        }  # fmt: skip
+    assert '<colour value="RGB" />' in (bundle / "model.xml").read_text()

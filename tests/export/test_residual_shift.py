@@ -28,7 +28,9 @@ def test_two_files_become_a_proven_bundle(tmp_path: Path) -> None:
     notes = Bundle(output).manifest.checkpoint["notes"]
     assert "no commercial use" in notes["licence"]
     step = onnx.load(output / "step.onnx")
-    assert "no commercial use" in step.doc_string
+    facts = {entry.key: entry.value for entry in step.metadata_props}
+    assert (facts["arch"], facts["scale"], facts["colour"]) == ("rsd", "4", "RGB")
+    assert "no commercial use" in facts["licence"]
     assert [port.name for port in step.graph.input] == ["latent", "lr", "time", "input_scale", "noise_map"]
     weights = {key for key, _ in load_model(unet, autoencoder=autoencoder).network.named_parameters()}
     assert len(graph_constants(step)) < len(weights)
