@@ -71,7 +71,7 @@ def build_proof(kind: GraphKind[Any], judging: Sequence[CalibrationPicture] = ()
         quality = None if hr is None else psnr_y(from_graph(output, lr), hr, scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
         cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset, stages=stages))
-    return Proof(tuple(cases), kind.seed)
+    return Proof(tuple(cases), kind.seed, kind.tolerances)
 
 
 def _with_noise(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...models.interface import Network
+from ...runtime.bundle.proof import Tolerances
 
 __all__ = ["AXES", "DecoderGraph", "GraphKind", "GraphSpec", "NetworkGraph", "PictureDecoderGraph"]
 
@@ -80,6 +81,8 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
     """Name of the kind in the manifest."""
     has_single_graph: ClassVar[bool] = True
     """Whether the whole network can be one graph."""
+    tolerances: ClassVar[Tolerances] = Tolerances()
+    """How far a bundle may be from the torch model."""
     int8_unasked: ClassVar[bool] = True
     """Whether an export makes int8 even if it is not asked for by name."""
     condition_names: ClassVar[tuple[str, ...]] = ()
