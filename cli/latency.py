@@ -17,7 +17,7 @@ __all__ = ["latency", "report"]
 
 _SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
 _SWEPT_BATCHES = (1, 2, 4, 8)
-_NOT_SHOWN = ("p99_ms", "runs", "gflops", "error", "stable", "batch")
+_NOT_SHOWN = ("p99_ms", "graphs_ms", "runs", "gflops", "error", "stable", "batch")
 """Columns that only the files show: a terminal has no room for them."""
 
 
@@ -112,6 +112,9 @@ def latency(
             atomic_write(output / "peers.json", dump_json(published(peers)).encode())
         (output / f"{name}.partial.json").unlink(missing_ok=True)
     show_rows(report, {key: columns[key] for key in columns if key not in _NOT_SHOWN}, rows, as_json)
+    for row in rows if not as_json else ():
+        if row["graphs_ms"]:
+            stdout.print(f"{row['model']}, {row['backend']} {row['precision']}, {row['size']}: {row['graphs_ms']} ms a run")
     _say_what_went_wrong(report)
     failures = [row["error"] or row["failed_later"] for row in report["rows"]]
     if any(failure and not failure.startswith(bench.NOT_RUN) for failure in failures):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import Bundle
+from ...runtime.pipelines import pipeline_kind
 
 __all__ = ["bundle_gflops", "convolution_gflops", "graph_facts"]
 
@@ -29,16 +30,22 @@ def convolution_gflops(network: Any, height: int, width: int) -> float:
 
 
 def bundle_gflops(bundle: Bundle, height: int, width: int) -> float:
-    """Return the operations of all graphs of a bundle's pipeline at an LR size, in 10⁹."""
-    shapes = {"lr": (1, 3, height, width)}
-    return sum(graph_facts(bundle.graph(role), shapes)[0] for role in bundle.manifest.pipeline_roles)
+    """Return the operations of a bundle's pipeline at an LR size, each graph as often as it runs, in 10⁹."""
+    manifest = bundle.manifest
+    runs = pipeline_kind(manifest).runs(manifest)
+    return sum(
+        runs.get(role, 1) * graph_facts(bundle.graph(role), {}, (height, width))[0] for role in manifest.pipeline_roles
+    )
 
 
-def graph_facts(graph: bytes | Path, shapes: Mapping[str, Sequence[int]]) -> tuple[float, float]:
+def graph_facts(
+    graph: bytes | Path, shapes: Mapping[str, Sequence[int]], sides: tuple[int, int] = (1, 1)
+) -> tuple[float, float]:
     """Return (operations in 10⁹, weights in millions) of an ONNX graph or an OpenVINO IR.
 
     A multiplication with its addition counts as two operations. Only convolutions and matrix products count: everything else
-    is thousandths of them. `shapes`: input name → shape; free axes of other inputs are 1.
+    is thousandths of them. `shapes`: input name → shape; of other inputs, the last two of four axes get `sides` if they are
+    free, and other free axes are 1.
     Raises OpenVINO's `RuntimeError` if the graph does not take these shapes.
     """
     import openvino as ov
@@ -52,7 +59,9 @@ def graph_facts(graph: bytes | Path, shapes: Mapping[str, Sequence[int]]) -> tup
         if name in shapes:
             sizes[name] = list(shapes[name])
         else:
-            sizes[name] = [1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
+            axes = list(port.partial_shape)
+            free = [1, 1, *sides] if len(axes) == 4 else [1] * len(axes)
+            sizes[name] = [side if axis.is_dynamic else axis.get_length() for axis, side in zip(axes, free, strict=True)]
     model.reshape(sizes)
     operations = weights = 0
     for node in model.get_ordered_ops():

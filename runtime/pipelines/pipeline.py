@@ -156,6 +156,12 @@ class Pipeline(abc.ABC):
         del manifest
         return 0
 
+    @staticmethod
+    def runs(manifest: Manifest) -> Mapping[str, int]:
+        """Graph → how often it runs for each tile; once if it is not named."""
+        del manifest
+        return {}
+
     @abc.abstractmethod
     def condition(self, colour: Pixels, cancel: Cancel | None = None, then: Then | None = None) -> Condition:
         """Compute the decoder's inputs beside its tile, from a picture of H×W×1 or H×W×3 of a supported dtype."""

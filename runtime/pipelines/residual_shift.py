@@ -86,6 +86,10 @@ class ResidualShiftPipeline(Pipeline):
     def steps(manifest: Manifest) -> int:
         return len(manifest.process["calls"])
 
+    @staticmethod
+    def runs(manifest: Manifest) -> Mapping[str, int]:
+        return {"step": len(manifest.process["calls"])}
+
     @classmethod
     def own_claims(cls, manifest: Manifest) -> Mapping[str, tuple[str, tuple[int, int], int]]:
         side = LARGEST_TILE // manifest.process["size_multiple"] * manifest.process["size_multiple"]

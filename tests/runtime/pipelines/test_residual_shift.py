@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from rdsr.benchmarks.latency.flops import bundle_gflops, graph_facts
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.export.graphs import graph_kind
 from rdsr.models.registry import load_model
@@ -80,6 +81,13 @@ def pipeline(bundle: Path, **options: Any) -> ResidualShiftPipeline:
 
 
 # -- The process
+
+
+def test_every_run_of_a_graph_counts(four_steps: Path) -> None:
+    bundle, shapes = Bundle(four_steps), {"lr": (1, 3, 32, 16), "latent": (1, 3, 32, 16)}
+    encoder, step, decoder = (graph_facts(bundle.graph(role), shapes)[0] for role in ("encoder", "step", "decoder"))
+    assert min(encoder, step, decoder) > 0
+    assert bundle_gflops(bundle, 32, 16) == pytest.approx(encoder + 4 * step + decoder)
 
 
 @pytest.mark.parametrize("name", ["four_steps", "rsd"])
