@@ -104,7 +104,7 @@ def latency(
             row | {key: fits[row["model"], row["backend"], row["precision"]][key] for key in ("exponent", "steepest")}
             for row in rows
         ]
-        columns = {key: SWEEP_COLUMNS[key] for key in SWEEP_COLUMNS if key in columns or key in ("exponent", "steepest")}
+        columns |= {key: SWEEP_COLUMNS[key] for key in ("exponent", "steepest")}
     if output is not None:
         write_table(output, name, report, columns, rows)
         if sweep is None:

@@ -38,6 +38,7 @@ __all__ = ["MAX_INT8_DROP", "SUPPORTED", "ExportOptions", "ExportResult", "expor
 SUPPORTED: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 """Precisions that exports make."""
 MAX_INT8_DROP = 0.05
+"""Largest drop of int8 that an export allows, in dB PSNR-Y, unless it is told another one."""
 MANY_STEPS = 100
 """Steps of a reverse process from which the export says what they cost."""
 MAX_FUSION_ERROR = 1e-5

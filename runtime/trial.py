@@ -67,8 +67,7 @@ def _name(manifest: Manifest, backend: Backend, precision: Precision) -> str:
     """A name in the cache for everything that a trial depends on."""
     roles = {manifest.role(role, precision) for role in manifest.pipeline_roles}
     digests = {role: manifest.files[manifest.graphs[role]][0] for role in roles if role in manifest.graphs}
-    machine = [cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
-    facts = [digests, manifest.process, manifest.scale, backend, precision, engine_version(backend), machine]
+    facts = [digests, manifest.process, manifest.scale, backend, precision, engine_version(backend), cpu.identity()]
     return f"tried-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}"
 
 

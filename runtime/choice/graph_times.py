@@ -60,6 +60,5 @@ def faster_engines(manifest: Manifest, backend: Backend, precision: Precision) -
 def _name(manifest: Manifest, role: str, backend: Backend, precision: Precision) -> str:
     """A name in the cache for everything that a time depends on."""
     digest = manifest.files[str(manifest.graph(role, precision))][0]
-    machine = [cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
-    facts = [digest, backend, precision, engine_version(backend), machine]
+    facts = [digest, backend, precision, engine_version(backend), cpu.identity()]
     return f"graph-time-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"

@@ -61,7 +61,7 @@ def int8_against_float(bundle: Bundle, int8: Backend, fp32: Backend) -> Timing:
         return Timing(1e3 * proven[0], 1e3 * proven[1])
     digests = [manifest.files[str(manifest.graph("decoder", precision))][0] for precision in ("int8", "fp32")]
     versions = [engine_version(engine) for engine in BACKENDS]
-    facts = [digests, versions, int8, fp32, cpu.cpu_name(), cpu.instruction_set(), cpu.isa_cap()]
+    facts = [digests, versions, int8, fp32, *cpu.identity()]
     name = f"int8-speed-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
     with _LOCK:
         if name not in _KNOWN:

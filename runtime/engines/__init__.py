@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import threading
@@ -56,6 +57,7 @@ class Session(Protocol):
         """Release the graph and its memory. Later calls of `run` raise `EngineError`."""
 
 
+@functools.cache
 def engine_version(backend: str) -> str | None:
     """The installed release of the engine; None if it is absent, or its distribution has another name."""
     try:

@@ -10,8 +10,8 @@ import platform
 from pathlib import Path
 
 __all__ = [
-    "available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "instruction_set", "isa_cap", "isa_caps",
-    "numa_nodes", "process_threads",
+    "available_threads", "cpu_flags", "cpu_name", "has_bf16", "has_vnni", "identity", "instruction_set", "isa_cap",
+    "isa_caps", "numa_nodes", "process_threads",
 ]  # fmt: skip
 
 
@@ -97,6 +97,11 @@ def _cpuinfo() -> dict[str, str]:
 def cpu_flags() -> frozenset[str]:
     """Feature flags under the Linux kernel's names; empty if they cannot be read."""
     return frozenset(_cpuinfo().get("flags", "").split())
+
+
+def identity() -> list[str | None]:
+    """What measured times and trials hold for: the processor, its instruction sets, and the limit that is set for them."""
+    return [cpu_name(), instruction_set(), isa_cap()]
 
 
 def cpu_name() -> str:

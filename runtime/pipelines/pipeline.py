@@ -96,12 +96,15 @@ class Pipeline(abc.ABC):
     def session(self, role: str) -> Session:
         """A graph, loaded now if it is not."""
         if role not in self._sessions:
-            # Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive.
-            precision: Precision = self.precision if role == "decoder" else "fp32"
+            precision = self.precision_of(role)
             graph = self._bundle.graph(self.manifest.role(role, precision))
             options: dict[str, Any] = {"threads": self._threads, "cached": self._cached}
             self._sessions[role] = load_session(graph, backend=self.engines[role], precision=precision, **options)
         return self._sessions[role]
+
+    def precision_of(self, role: str) -> Precision:
+        """Only the decoder runs at the chosen precision: it takes nearly all of the time, and the rest is more sensitive."""
+        return self.precision if role == "decoder" else "fp32"
 
     @property
     def graph_seconds(self) -> Mapping[str, float]:

@@ -127,7 +127,7 @@ class ResidualShiftPipeline(Pipeline):
 
     def session(self, role: str) -> Session:
         if role not in self._sessions:
-            precision: Precision = self.precision if role == "decoder" else "fp32"  # whose errors would change codes
+            precision = self.precision_of(role)
             find = partial(self._bundle.graph_file, self.manifest.role(role, precision))
             self._sessions[role] = FixedShapes(find, backend=self.engines[role], precision=precision, threads=self._threads)
         return self._sessions[role]
