@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from .errors import OptionError, OutputError, PictureError
 
 __all__ = [
-    "callback", "flag", "instance", "limit_of", "output_of", "output_path_of", "path_of", "pictures_of", "shown",
-    "source_of", "text", "threads_of", "whole_number",
+    "callback", "flag", "instance", "limit_of", "output_of", "output_path_of", "path_of", "pictures_of",
+    "shown", "source_of", "text", "threads_of", "whole_number",
 ]  # fmt: skip
 
 _THREADS_PER_CPU = 4

@@ -70,6 +70,8 @@ class Upscaled:
     precision: str
     ms: float
     """Wall-clock milliseconds of the network; in strips, decoding and encoding run at the same time."""
+    decode_ms: float
+    encode_ms: float
     warnings: tuple[str, ...]
 
 
@@ -90,6 +92,7 @@ def upscale_encoded(
     Raises `PictureError`, `OutputError`, `OptionError`, and what `Upscaler.run` raises.
     """
     header = picture.header
+    picture.cancel = cancel
     size = result_size(header, network.scale, options)
     _check_pixels(network, picture, max_pixels, streamed=network.memory_limit is not None and _in_strips(header, target))
     check_fits(target, *size, name)
@@ -100,8 +103,9 @@ def upscale_encoded(
     metadata = picture.metadata()
     if whole:
         out, done = _whole(network, picture, size, plan, cancel, progress)
-        encode(out, size, target, options, metadata, file, name, lossless=lossless)
-        return done
+        started = time.perf_counter()
+        encode(out, size, target, options, metadata, file, name, lossless=lossless, cancel=cancel)
+        return dataclasses.replace(done, encode_ms=_ms_since(started))
     picture.complete()
     shape, dtype = _larger(header, network.scale), np.dtype(header.dtype)
     source = StripSource(picture, plan.halo + SPREAD_REACH + 8)
@@ -111,12 +115,16 @@ def upscale_encoded(
     try:
         strips = StripTarget(shape, dtype, writer)
         ran = network.upscale_pixels(source, strips, grey=grey, plan=plan, cancel=cancel, progress=progress)
-        ms = (time.perf_counter() - started) * 1e3
+        ms = _ms_since(started)
         strips.finish()
     finally:
         source.close()
         writer.abandon()
-    return Upscaled((header.height, header.width), size, *ran, ms, tuple(picture.warnings))
+    return Upscaled((header.height, header.width), size, *ran, ms, 0.0, 0.0, tuple(picture.warnings))
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3
 
 
 def _whole(
@@ -129,13 +137,15 @@ def _whole(
 ) -> tuple[Picture, Upscaled]:
     """The result, at the network's own scale, of a picture that is held whole."""
     header = picture.header
+    started = time.perf_counter()
     pixels = picture.pixels()
     grey = _surveyed([pixels], picture.name)
+    decode_ms = _ms_since(started)
     out: Picture = np.empty(_larger(header, network.scale), header.dtype)
     started = time.perf_counter()
     ran = network.upscale_pixels(pixels, out, grey=grey, plan=plan, cancel=cancel, progress=progress)
-    ms = (time.perf_counter() - started) * 1e3
-    return out, Upscaled((header.height, header.width), size, *ran, ms, tuple(picture.warnings))
+    sizes = ((header.height, header.width), size)
+    return out, Upscaled(*sizes, *ran, _ms_since(started), decode_ms, 0.0, tuple(picture.warnings))
 
 
 def _larger(header: Header, scale: int) -> tuple[int, ...]:
@@ -359,4 +369,5 @@ def _not_the_same(source: Path | bytes, output: Path) -> None:
 
 def _result(source: Path | bytes, output: Path, done: Upscaled) -> FileResult:
     name = Path("-") if isinstance(source, bytes) else source
-    return FileResult(name, output, done.size_in, done.size_out, done.backend, done.precision, done.ms, done.warnings)
+    facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
+    return FileResult(name, output, **facts)

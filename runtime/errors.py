@@ -6,7 +6,7 @@ from ..errors import OutputError, RdsrError
 
 __all__ = [
     "BundleError", "CancelledError", "EngineError", "MemoryLimitError", "OptionError", "OutputError", "PictureError",
-    "RdsrError",
+    "PixelLimitError", "RdsrError",
 ]  # fmt: skip
 
 
@@ -16,6 +16,10 @@ class BundleError(RdsrError):
 
 class PictureError(RdsrError):
     """A picture cannot be read, or is of a kind that cannot be upscaled."""
+
+
+class PixelLimitError(PictureError):
+    """A picture has more pixels than are allowed, by its header."""
 
 
 class EngineError(RdsrError):

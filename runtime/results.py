@@ -53,6 +53,9 @@ class FileResult:
     precision: str
     ms: float
     """Wall-clock milliseconds of the upscaling, without reading and writing the files."""
+    decode_ms: float = 0.0
+    """Of reading the picture; 0 where it passed through in strips, which are read and written while others are upscaled."""
+    encode_ms: float = 0.0
     warnings: tuple[str, ...] = ()
     """What users should know about the picture, a sentence each."""
     frames: int = 1

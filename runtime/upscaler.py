@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
@@ -22,7 +23,7 @@ from .choice.choose import choose
 from .engines import Backend
 from .errors import BundleError, OptionError, PictureError
 from .host import cpu
-from .host.calls import BackgroundCalls, awaited, in_order
+from .host.calls import BackgroundCalls, awaited, check_call, in_order
 from .host.cancel import Cancel
 from .host.memory import return_free_memory
 from .host.processes import in_forked_children
@@ -192,7 +193,7 @@ class Upscaler:
     ) -> Result:
         """Upscale one picture, as `__call__` does. The result names engine, precision and time, too. `on_step`: `OnStep`."""
         started = time.perf_counter()
-        _check_call(cancel, progress, on_step)
+        check_call(cancel, progress, on_step)
         picture = check_picture(picture)
         height, width = picture.shape[:2]
         plan = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4))
@@ -239,7 +240,8 @@ class Upscaler:
         try:
             with self._pipelines.hold((backend, precision), cancel) as pipeline:
                 target = Target(out, pixels, self.bundle.manifest.scale)
-                pipeline.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, **calls)
+                seeded = pipeline.seeded(self.seed)
+                seeded.picture(Colour(pixels, grey=grey), plan=plan, out=target, cancel=cancel, **calls)
         finally:
             if self.memory_limit is not None:
                 return_free_memory()
@@ -260,6 +262,13 @@ class Upscaler:
         """
         return self.run(picture, cancel=cancel, progress=progress).picture
 
+    def with_seed(self, seed: int) -> Upscaler:
+        """The same instance with the noise of another seed: engines, background calls and `close` are shared."""
+        other = copy.copy(self)
+        other.seed = arguments.whole_number("seed", seed, 0, 2**32 - 1)
+        _ALIVE.add(other)
+        return other
+
     def submit(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Future[Picture]:
         """Upscale in the background. The future gives what `__call__` would return, or raises its error.
 
@@ -269,7 +278,7 @@ class Upscaler:
 
         Raises `EngineError` after `close`, and when the process ends.
         """
-        _check_call(cancel, progress)
+        check_call(cancel, progress)
         try:
             height, width = picture.shape[:2]
             small = self.plan(height, width, picture.dtype, alpha=channels_of(picture) in (2, 4)).tiles == 1
@@ -283,14 +292,14 @@ class Upscaler:
         A picture that fails raises its error in its place, which ends the iteration. If the caller stops early, closes the
         iterator or fails, everything under way stops within one tile. Arrays must not change until their results are there.
         """
-        _check_call(cancel, None)
+        check_call(cancel, None)
         look_ahead = arguments.whole_number("look_ahead", look_ahead, 1)
         each = arguments.pictures_of(pictures)
         return in_order(lambda picture, own: self.submit(picture, cancel=own), each, look_ahead, cancel)
 
     async def aio(self, picture: Picture, *, cancel: Cancel | None = None, progress: Progress | None = None) -> Picture:
         """`__call__` for asyncio. Cancelling the task or closing the loop stops it within one tile. See also `submit`."""
-        _check_call(cancel, progress)
+        check_call(cancel, progress)
         return await awaited(lambda own: self.submit(picture, cancel=own, progress=progress), cancel)
 
     def close(self) -> None:
@@ -382,13 +391,6 @@ class Upscaler:
         content = io.BytesIO()
         self.file(data, content, options=options, max_pixels=max_pixels, cancel=cancel, progress=progress)
         return content.getvalue()
-
-
-def _check_call(cancel: Any, progress: Any, on_step: Any = None) -> None:
-    """Raise `OptionError` for anything else than a token and functions."""
-    arguments.instance("cancel", cancel, Cancel)
-    arguments.callback("progress", progress)
-    arguments.callback("on_step", on_step)
 
 
 @in_forked_children

@@ -8,18 +8,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from ..arguments import callback, instance
 from ..errors import EngineError, OptionError
 from .cancel import Cancel
 from .engine_thread import submit
 
-__all__ = ["BackgroundCalls", "awaited", "in_order"]
+__all__ = ["BackgroundCalls", "awaited", "check_call", "in_order"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _WORKERS = 2
 """Threads for small calls, and as many for large ones: one prepares and stores while the other has its turn."""
+
+
+def check_call(cancel: Any, progress: Any, on_step: Any = None) -> None:
+    """Raise `OptionError` for anything else than a token and functions, or None."""
+    instance("cancel", cancel, Cancel)
+    callback("progress", progress)
+    callback("on_step", on_step)
 
 
 class BackgroundCalls(Generic[Result]):

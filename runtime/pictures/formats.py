@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..arguments import flag, shown, whole_number
 from ..errors import OptionError, OutputError, PictureError
@@ -131,7 +131,7 @@ def _is_scale(value: object) -> bool:
         return False
 
 
-def format_of(path: Path, name: str | None = None) -> Format:
+def format_of(path: PurePath, name: str | None = None) -> Format:
     """The format to write under this name: `name` if given, otherwise that of the suffix. Raises `OutputError`."""
     found = _BY_SUFFIX.get(path.suffix.lower())
     if name is not None:

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PictureError
+from ..errors import PictureError, PixelLimitError
+from ..host.cancel import Cancel
 from ..host.memory import available_memory
 from . import vips
 from .arrays import FULL_SCALE, split_alpha
@@ -72,6 +73,8 @@ class EncodedPicture:
         `name`: what errors call it. `frame`: number of the frame or page, from 0. Raises `PictureError`.
         """
         self._content, self.name, self._frame = content, name, frame
+        self.cancel: Cancel | None = None
+        """Stops `pixels` and `complete` when it is set: they raise `CancelledError`."""
         self.turned = False
         """Whether its orientation was not upright."""
         self.warnings: list[str] = []
@@ -250,7 +253,9 @@ class EncodedPicture:
     def _decoded(self, work: Any) -> Any:
         """Do `work` with the image. What is wrong with a JPEG but leaves its pixels whole becomes a warning."""
         try:
-            return work(self._upright(self._opened()))
+            image = self._upright(self._opened())
+            with vips.stoppable(image, self.cancel):
+                return work(image)
         except vips.Error as error:
             if self._format != "jpg" or self._fail_on != "warning" or not isinstance(self._content, bytes):
                 raise self._damaged() from error
@@ -346,7 +351,7 @@ class PictureFile:
 
 
 def check_pixels(picture: EncodedPicture, max_pixels: int | None, *, bytes_each: int) -> None:
-    """Raise `PictureError` if the header claims more pixels than allowed: by `max_pixels`, or else by the available memory.
+    """Raise `PixelLimitError` if the header claims more pixels than allowed, by `max_pixels` or the available memory.
 
     `bytes_each`: memory that each pixel takes.
     """
@@ -356,7 +361,7 @@ def check_pixels(picture: EncodedPicture, max_pixels: int | None, *, bytes_each:
         bound = available_memory() // bytes_each
         why = f", which the available memory holds at {bytes_each} bytes each"
     if pixels > bound:
-        raise PictureError(
+        raise PixelLimitError(
             f"{picture.name} is refused: it has {header.width}×{header.height} = {pixels} pixels, more than the limit of "
             f"{bound}{why}; the option max_pixels (--max-pixels) sets another limit"
         )

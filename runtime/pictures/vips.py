@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..host import cpu
+from ..host.cancel import Cancel
 
 os.environ.setdefault("VIPS_WARNING", "1")  # no warnings on stderr; what matters becomes an error, or a result's warning
 os.environ.setdefault("VIPS_CONCURRENCY", str(cpu.available_threads()))
@@ -18,7 +20,9 @@ logging.getLogger("pyvips").setLevel(logging.CRITICAL)
 
 import pyvips  # noqa: E402
 
-__all__ = ["DTYPES", "LOADERS", "Error", "Image", "dtype_of", "from_array", "patched_source", "pyvips", "rounded"]
+__all__ = [
+    "DTYPES", "LOADERS", "Error", "Image", "dtype_of", "from_array", "patched_source", "pyvips", "rounded", "stoppable",
+]  # fmt: skip
 
 
 def _keep_glib_quiet() -> None:
@@ -71,6 +75,30 @@ def patched_source(content: bytes | int, at: int, patch: bytes) -> Any:
     source.on_read(read)
     source.on_seek(seek)
     return source
+
+
+@contextlib.contextmanager
+def stoppable(image: Any, cancel: Cancel | None) -> Iterator[None]:
+    """While libvips works on an image: stop it when the token is set. Raises `CancelledError` for what fails then.
+
+    It stops between lines; AVIF is encoded in one go.
+    """
+    if cancel is None:
+        yield
+        return
+
+    def stop() -> None:
+        image.set_kill(True)
+
+    cancel.check()
+    cancel.watch(stop)
+    try:
+        yield
+    except Exception:
+        cancel.check()  # what is stopped looks like something damaged
+        raise
+    finally:
+        cancel.unwatch(stop)
 
 
 def interpretation(dtype: str, channels: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, OutputError
+from ..host.cancel import Cancel
 from . import exif, jpeg, png, vips, webp
 from .arrays import FULL_SCALE, OVERSHOOT
 from .formats import Format, WriteOptions
@@ -83,9 +84,10 @@ def _save(image: Any, target: Format, options: WriteOptions, out: Any, *, lossle
 
 
 def _write(
-    image: Any, target: Format, options: WriteOptions, metadata: Metadata, file: BinaryIO, name: str, lossless: bool
-) -> None:
-    """Encode a libvips image into a file. Raises `OutputError`."""
+    image: Any, target: Format, options: WriteOptions, metadata: Metadata, file: BinaryIO, name: str, lossless: bool,
+    cancel: Cancel | None = None,
+) -> None:  # fmt: skip
+    """Encode a libvips image into a file. Raises `OutputError`, and `CancelledError` when the token is set."""
     try:
         image = metadata.on(_fitted(image, target))
         if target.name == "bmp":
@@ -97,7 +99,7 @@ def _write(
         if target.name == "avif" and block:
             image.set_type(vips.pyvips.GValue.blob_type, "exif-data", exif.PREFIX + block)
         file.flush()
-        with _target(file, *_insertion(target, metadata, block)) as out:
+        with _target(file, *_insertion(target, metadata, block)) as out, vips.stoppable(image, cancel):
             _save(image, target, options, out, lossless=lossless)
         if target.name == "webp" and block:
             webp.with_exif(file, block, image.height, image.width)
@@ -165,15 +167,16 @@ def _raise_if_full(file: BinaryIO, name: str) -> None:
 
 def encode(
     pixels: NDArray[Any], size: tuple[int, int], target: Format, options: WriteOptions, metadata: Metadata,
-    file: BinaryIO, name: str, *, lossless: bool,
+    file: BinaryIO, name: str, *, lossless: bool, cancel: Cancel | None = None,
 ) -> None:  # fmt: skip
     """Encode H×W or H×W×C (uint8, uint16, float32), reduced to `size` (height, width) if it has another.
 
-    What the format cannot hold is converted: other depths are rounded, alpha is laid on white. Raises `OutputError`.
+    What the format cannot hold is converted: other depths are rounded, alpha is laid on white. Raises `OutputError`, and
+    `CancelledError` when the token is set.
     """
     pixels = np.ascontiguousarray(pixels)
     image = _resized(vips.from_array(pixels), size[1], size[0])
-    _write(image, target, options, metadata, file, name, lossless)
+    _write(image, target, options, metadata, file, name, lossless, cancel)
 
 
 def resized(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

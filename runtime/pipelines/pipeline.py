@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import copy
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +169,15 @@ class Pipeline(abc.ABC):
     @abc.abstractmethod
     def condition(self, colour: Pixels, cancel: Cancel | None = None, then: Then | None = None) -> Condition:
         """Compute the decoder's inputs beside its tile, from a picture of H×W×1 or H×W×3 of a supported dtype."""
+
+    def seeded(self, seed: int) -> Self:
+        """The same graphs and engine with the noise of another seed."""
+        if seed == self.seed:
+            return self
+        other = copy.copy(self)
+        other.seed = seed
+        other.__dict__.pop("_noise", None)  # which was drawn from the seed
+        return other
 
     def unload(self) -> None:
         """Release the engine's memory now, even if somebody still holds the pipeline."""
