@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -49,6 +49,10 @@ def export(
     arch: ArchOption = None,
     key_map: Annotated[Path | None, typer.Option(help="JSON file {pattern: replacement} that renames foreign keys.")] = None,
     single_graph: Annotated[bool, typer.Option(help="Also write the whole network as model.onnx and its IR.")] = True,
+    layout: Annotated[
+        Literal["bundle", "ovms", "triton"],
+        typer.Option(help="What OUTPUT becomes: a bundle, or a model repository of OpenVINO Model Server or Triton."),
+    ] = "bundle",
     keep_failed: Annotated[bool, typer.Option(help="Write a bundle that failed its proof to OUTPUT.failed.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle once the new one has passed.")] = False,
     as_json: JsonOption = False,
@@ -57,16 +61,23 @@ def export(
 
     Example: rdsr export rdsr-small.safetensors -o rdsr-small.bundle --precision fp32,int8
     """
-    from ..export.staging import check_target
+    from ..export.staging import check_new, check_target
+    from ..runtime.errors import OptionError
 
+    if layout != "bundle":
+        check_new(output)
+        if keep_failed or not single_graph:
+            raise OptionError(f"--layout {layout} goes together with neither --keep-failed nor --no-single-graph")
     check_target(output, force=force)  # before torch is imported, which takes seconds
     from ..export.exporter import MAX_INT8_DROP, ExportOptions, export_checkpoint
+    from ..export.layouts import lay_out
     from ..models.registry import resolve_checkpoint
+    from ..runtime.bundle import Bundle
 
     with steps_shown("export") as progress, tempfile.TemporaryDirectory() as scratch:
         options = ExportOptions(
             checkpoint=resolve_checkpoint(checkpoint, Path(scratch)),
-            output=output,
+            output=output if layout == "bundle" else Path(scratch) / "bundle",
             precisions=None if precision is None else tuple(p.strip() for p in precision.split(",") if p.strip()),
             calibration=calibration,
             max_psnr_drop=max_psnr_drop,
@@ -81,7 +92,10 @@ def export(
             keep_failed=keep_failed,
         )
         result = export_checkpoint(options, progress)
-    report = result.to_dict()
+        report = result.to_dict()
+        if layout != "bundle" and result.passed:
+            models = lay_out(Bundle(result.output), output, layout, output.name)
+            report |= {"bundle": None, "layout": layout, "repository": str(output), "models": list(models)}
     if as_json:
         print_json(report)
     else:
@@ -93,7 +107,8 @@ def export(
             f"fusion: {fusion['blocks']} blocks, error {fusion['max_abs_err']:.1e} in float32, "
             f"{fusion['max_rel_err_float64']:.1e} relative in float64"
         )
-        stdout.print(f"{f'wrote {result.output}' if result.passed else 'failed'} in {result.seconds:.1f} s")
+        written = result.output if layout == "bundle" else output
+        stdout.print(f"{f'wrote {written}' if result.passed else 'failed'} in {result.seconds:.1f} s")
     if not result.passed:
         failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
         fate = f"kept as {result.output}" if result.kept else "not written (--keep-failed keeps it)"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import ExportError, OutputExistsError
 
-__all__ = ["check_target", "publish", "remove_leftovers", "staging_folder"]
+__all__ = ["check_new", "check_target", "publish", "remove_leftovers", "staging_folder"]
 
 _SUFFIXES = {".onnx", ".xml", ".bin", ".json", ".safetensors"}
 """Of the files of a bundle."""
@@ -29,6 +29,12 @@ def check_target(target: Path, *, force: bool) -> None:
             raise OutputExistsError(f"{target} exists already; choose another name, or replace it with --force")
         if target.is_symlink() or not _is_bundle(target):
             raise OutputExistsError(f"{target} exists and is not just a bundle, so it is not replaced")
+
+
+def check_new(target: Path) -> None:
+    """Raise `OutputExistsError` if there is something in the place of a folder that never replaces another."""
+    if os.path.lexists(target):
+        raise OutputExistsError(f"{target} exists already, and nothing replaces a model repository: choose another name")
 
 
 def _is_bundle(folder: Path) -> bool:
