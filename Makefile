@@ -32,11 +32,14 @@ demo: $(VENV)/.export  ## export the shipped checkpoint, verify it, upscale the 
 	$(BIN)/rdsr bench quality --dataset export/samples --bundle demo/$(MODEL).bundle --precision int8 --drop --bicubic -o demo/report
 	@echo "picture: demo/portrait-x4.png (from export/samples/LRx4/portrait.png)   report: demo/report/quality.md"
 
+# Two files of tests at a time; each file's tests share what they have prepared.
+SPREAD ?= -n 2 --dist loadfile
+
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SPREAD)
 
 test-fast: $(VENV)/.dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow"
 
 # Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
 BENCH_MODELS ?= rdsr-base rdsr-small rdsr-tiny diffir bicubic span-s rlfn imdn rfdn
@@ -88,9 +91,11 @@ fuzz: $(VENV)/.dev  ## hostile input for MINUTES of each target (TARGET=NAME: of
 	$(BIN)/python -m rdsr.tests.fuzz.driver --minutes $(MINUTES) $(addprefix --target ,$(TARGET)) $(addprefix --seed ,$(SEED))
 
 # The checkout is the package `rdsr`, whatever its folder is called: mypy sees it through a link of that name.
-lint: $(VENV)/.dev  ## ruff and mypy
+lint: $(VENV)/.dev  ## ruff, mypy, the container's files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	@mkdir -p $(VENV)/mypy && ln -sfn "$(CURDIR)" $(VENV)/mypy/rdsr
 	cd $(VENV)/mypy && MYPYPATH=. ../bin/mypy --config-file rdsr/pyproject.toml -p rdsr
 

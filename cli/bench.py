@@ -18,7 +18,6 @@ from .options import (
     BundleOption,
     DegradationOption,
     JsonOption,
-    MemoryLimitOption,
     PrecisionOption,
     SizeOption,
     ThreadsOption,
@@ -144,115 +143,6 @@ def int8(
     report = stamp() | facts | {"rows": rows}
     shown = [row | {"size": "×".join(map(str, row["size"]))} for row in rows]
     deliver("int8", report, INT8_COLUMNS, shown, output, as_json)
-
-
-@bench_app.command()
-@command
-def load(
-    bundle: BundleOption = None,
-    concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", min=1, max=1000, help="Number of callers; may be repeated.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Pictures per second that arrive (Poisson); default: a closed loop.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds of each load.")] = 20.0,
-    size: SizeOption = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    memory_limit: MemoryLimitOption = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for load.json, load.md and load.png.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Load one bundle with many callers: time of a call, throughput, fairness, and memory over time.
-
-    Example: rdsr bench load --concurrency 1 --concurrency 4 --concurrency 16 --seconds 20
-    """
-    from ..benchmarks.host import stamp
-    from ..benchmarks.report.tables import LOAD_COLUMNS
-    from ..benchmarks.service.load import measure_load, plot_load
-    from ..runtime.upscaler import Upscaler
-
-    need_matplotlib(output)
-    sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
-    upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
-    with steps_shown("load") as progress:
-        callers = concurrency or (1, 2, 4, 16)
-        measured = measure_load(upscaler, sizes=sizes, concurrency=callers, rate=rate, seconds=seconds, progress=progress)
-    rows = [dataclasses.asdict(row) for row in measured]
-    report = {
-        **stamp(),
-        "bundle": bundle or "default",
-        "sizes": sizes,
-        "memory_limit": upscaler.memory_limit,
-        **dataclasses.asdict(upscaler.effective),
-        "rows": rows,
-    }
-    deliver("load", report, LOAD_COLUMNS, rows, output, as_json, plot=partial(plot_load, measured))
-
-
-@bench_app.command()
-@command
-def runtime(
-    bundle: BundleOption = None,
-    new_sizes: Annotated[int, typer.Option(min=10, max=10_000, help="Number of random sizes, 32² to 512².")] = 300,
-    side: Annotated[
-        list[int] | None, typer.Option(min=1, max=8192, help="Side of a picture to measure memory with; may be repeated.")
-    ] = None,
-    memory_limit: MemoryLimitOption = "256MiB",
-    concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", min=2, max=1000, help="Number of callers; may be repeated.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of each load; twenty rounds.")] = 1.0,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for runtime.json, runtime.md and runtime.png.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure what a service needs from the runtime: start, unseen sizes, memory under a limit, many callers.
-
-    Example: rdsr bench runtime --side 64 --side 1024 -o runtime/
-    """
-    from ..benchmarks.host import stamp
-    from ..benchmarks.report.tables import FIGURE_COLUMNS
-    from ..benchmarks.service import runtime as bench
-    from ..runtime.engines import BACKENDS
-    from ..runtime.host import cpu
-    from ..runtime.upscaler import Upscaler
-
-    need_matplotlib(output)
-    sides = side or (64, 256, 1024, 4096)
-    limited = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
-    effective = limited.effective
-    subject = bench.Subject(bundle, effective.backend, effective.precision, effective.threads)
-    for length in sides:
-        limited.plan(length, length)  # refuse now if it does not fit
-    with steps_shown("runtime") as progress:
-        asked = bench.Subject(bundle, backend, precision, effective.threads)
-        others = [engine for engine in BACKENDS if limited.bundle.manifest.proven(subject.precision, engine)]
-        starts = {engine: dataclasses.replace(subject, backend=engine) for engine in others}
-        figures = bench.measure_start({"as asked": asked} | starts, progress)
-        sizes = bench.measure_new_sizes(subject, new_sizes, progress)
-        figures += sizes.figures()
-        figures += bench.measure_memory(subject, sides, memory_limit or "256MiB", progress)
-        figures += bench.measure_callers(subject, concurrency or (2, 4, 16), seconds, 20, progress)
-    rows = [dataclasses.asdict(figure) for figure in figures]
-    report = {
-        **stamp(),
-        "cpu": cpu.cpu_name(),
-        "bundle": bundle or "default",
-        **dataclasses.asdict(effective),
-        "steady_ms": dict(zip(("offset", "per_pixel"), sizes.line(), strict=True)),
-        "rows": rows,
-        "new_sizes": dataclasses.asdict(sizes),
-    }
-    deliver("runtime", report, FIGURE_COLUMNS, rows, output, as_json, plot=partial(bench.plot_new_sizes, sizes))
 
 
 @bench_app.command()

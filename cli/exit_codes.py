@@ -27,6 +27,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 FAILED, BAD_INPUT, GATE_NOT_MET, INTERRUPTED = 1, 2, 3, 130
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxsim"), "export"),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart", "fastapi_swagger"), "serve"),
+    **dict.fromkeys(("ray", "fsspec"), "ray"),
     **dict.fromkeys(("matplotlib", "psutil", "jinja2", "pydantic", "textalloc"), "bench"),
 }
 """Package that may be missing → the extra that installs it."""

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from .bench import bench_app
+from .bench_service import load, runtime, service
 from .console import lost_output, prepare_streams, print_json, printed_json, stderr, stdout
 from .exit_codes import BAD_INPUT, FAILED
 from .export import export, info, verify
 from .latency import latency, report
+from .serve import serve
 from .signals import watch_signals
 from .train import train_app
 from .upscale import upscale
@@ -28,8 +30,11 @@ app.command()(export)
 app.command()(verify)
 app.command()(info)
 app.command()(upscale)
+app.command()(serve)
 bench_app.command()(latency)
 bench_app.command()(report)
+for measuring in (load, service, runtime):
+    bench_app.command()(measuring)
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 

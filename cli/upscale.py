@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -71,13 +71,20 @@ def upscale(
         bool, typer.Option("--resume", help="Skip what an earlier run has made of the same input, bundle and options.")
     ] = False,
     max_pixels: MaxPixelsOption = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where: this process, or the workers of a Ray cluster (extra [ray]).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, e.g. ray://head:10001 or auto; default: one on this machine.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Enlarge pictures. Existing outputs are replaced.
+    """Enlarge pictures. Existing outputs are replaced. Inputs and output may be addresses, e.g. s3://bucket/in.
 
     Example: rdsr upscale holiday/ -o larger/
     """
     from ..runtime.batch import Batch, BatchOptions
+    from ..runtime.cluster.addresses import is_address
     from ..runtime.errors import OptionError
     from ..runtime.file_plan import plan_files
     from ..runtime.pictures.formats import WriteOptions
@@ -86,6 +93,19 @@ def upscale(
     if output == "-" and as_json:
         raise OptionError("--json and -o - exclude each other: both write to the standard output")
     write = WriteOptions(format_, quality, lossless or None, compression, scale)
+    if address is not None and engine != "ray":
+        raise OptionError("--address is that of a Ray cluster: it needs --engine ray")
+    if engine == "ray" or any(map(is_address, (output, *inputs))):
+        from .upscale_addresses import upscale_addresses
+
+        if frames != "first":
+            raise OptionError("--frames all goes together with neither addresses nor --engine ray")
+        load = {"bundle": bundle, "backend": backend, "precision": precision, "threads": threads}
+        upscale_addresses(
+            inputs, output, write, load | {"memory_limit": memory_limit, "seed": seed}, engine=engine, address=address,
+            recursive=recursive, resume=resume, max_pixels=max_pixels, as_json=as_json,
+        )  # fmt: skip
+        return
     plan = plan_files(inputs, output, options=write, recursive=recursive)
     _check_streams(plan)
     upscaler = Upscaler.load(

@@ -33,6 +33,7 @@ RUNTIME_FLOORS = (
     ("choice", "pictures", "tiling", "trial"),
     ("pipelines",),
     ("batch", "claims", "describe", "done_files", "encoded", "file_plan", "inputs", "trial_child", "upscaler", "verify"),
+    ("cluster", "service"),
 )
 """Rooms of `runtime/` from the ground up: a room uses those on its own floor and below."""
 HEAVY = {"torch", "onnx", "onnx_ir", "nncf", "onnxsim"}

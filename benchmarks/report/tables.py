@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Columns", "cells", "write_figure", "write_table"]
 __all__ += ["DROP_COLUMNS", "FIGURE_COLUMNS", "INT8_COLUMNS", "LATENCY_COLUMNS", "LOAD_COLUMNS", "PRIOR_COLUMNS"]
-__all__ += ["QUALITY_COLUMNS", "SWEEP_COLUMNS"]
+__all__ += ["QUALITY_COLUMNS", "SERVICE_COLUMNS", "SWEEP_COLUMNS"]
 
 Columns = Mapping[str, Sequence[str]]
 """Key of a row → title of its column and how its values are formatted."""
@@ -30,6 +30,7 @@ LATENCY_COLUMNS: Columns = COLUMNS["latency"]
 SWEEP_COLUMNS: Columns = {**LATENCY_COLUMNS, **COLUMNS["sweep"]}
 INT8_COLUMNS: Columns = COLUMNS["int8"]
 LOAD_COLUMNS: Columns = COLUMNS["load"]
+SERVICE_COLUMNS: Columns = COLUMNS["service"]
 FIGURE_COLUMNS: Columns = COLUMNS["figure"]
 PRIOR_COLUMNS: Columns = COLUMNS["prior"]
 
