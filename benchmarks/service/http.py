@@ -231,7 +231,7 @@ def measure_service(
 
     The share is the median of turns, in each of which both have four callers. Rows: one caller; four, which is the capacity;
     arrivals at 80 % of it, evenly spaced and at random; at three times of it. Random arrivals wait for each other in any
-    service: at 80 % of the capacity of one server with constant times, the 99th percentile is about eight times the median
+    service: at 80 % of the capacity of one server with constant times, the 99th percentile is about eleven times the median
     of one caller. The pictures are noise of these LR sizes, sent as binary tensors of the Open Inference Protocol, so that
     both do the same work. `queue`: that of `rdsr serve`. Raises `BenchmarkError`.
     """
