@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""Memory of processes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import psutil
 __all__ = ["peak_mb", "resident_mb"]
 
 
-def resident_mb() -> float:
-    """Return the resident memory now, MiB."""
-    return psutil.Process().memory_info().rss / 2**20
+def resident_mb(pid: int | None = None) -> float:
+    """Return the resident memory of a process now, MiB; None is this one. Raises `psutil.Error` if there is none."""
+    return psutil.Process(pid).memory_info().rss / 2**20
 
 
 def peak_mb() -> float:

@@ -16,6 +16,9 @@ from .options import BackendOption, BundleOption, JsonOption, MemoryLimitOption,
 
 __all__ = ["load", "runtime", "service"]
 
+_SIZES = ("64x64", "128x128", "96x160")
+"""LR sizes of a mixed load."""
+
 
 @command
 def load(
@@ -47,7 +50,7 @@ def load(
     from ..runtime.upscaler import Upscaler
 
     need_matplotlib(output)
-    sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
+    sizes = parse_sizes(size, _SIZES)
     upscaler = Upscaler.load(bundle, backend=backend, precision=precision, threads=threads, memory_limit=memory_limit)
     with steps_shown("load") as progress:
         callers = concurrency or (1, 2, 4, 16)
@@ -83,7 +86,7 @@ def service(
     from ..benchmarks.service.http import measure_service
     from ..runtime.host import cpu
 
-    sizes = parse_sizes(size, ["64x64", "128x128", "96x160"])
+    sizes = parse_sizes(size, _SIZES)
     count = threads or cpu.available_threads()
     with steps_shown("service") as progress:
         inside, share, measured = measure_service(

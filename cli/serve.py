@@ -28,7 +28,7 @@ def serve(
     memory_limit: MemoryLimitOption = None,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer must begin.")] = 60.0,
     patience: Annotated[
-        float, typer.Option(min=0.1, help="Seconds without a byte after which a client that sends or takes one is cut.")
+        float, typer.Option(min=0.1, help="Seconds for headers, and how far a client may fall behind 64 KiB/s.")
     ] = 10.0,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from . import exit_codes
 from .console import counted, print_json, printable, stderr, stdout
-from .exit_codes import BAD_INPUT, FAILED, INTERRUPTED, Terminated
+from .exit_codes import BAD_INPUT, FAILED, Terminated
 
 if TYPE_CHECKING:
     from ..runtime.cluster.batch import AddressBatch
@@ -41,7 +42,7 @@ def upscale_addresses(
                 lambda done, name: bar.update(task, completed=done, description=f"upscale {printable(name)}, pictures")
             )
     except (KeyboardInterrupt, Terminated) as stop:
-        interrupted = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else int(str(stop.code))
+        interrupted = exit_codes.INTERRUPTED if isinstance(stop, KeyboardInterrupt) else int(str(stop.code))
     failed = [outcome for outcome in batch.outcomes if outcome.error is not None]
     if as_json:
         print_json(_report(batch, plan.skipped, failed) | ({} if interrupted is None else {"interrupted": True}))
@@ -58,10 +59,12 @@ def upscale_addresses(
 
 def _report(batch: AddressBatch, skipped: tuple[tuple[str, str], ...], failed: list[Outcome]) -> dict[str, Any]:
     """The keys of the report on paths."""
+    from ..runtime.batch import ALREADY_DONE, INTERRUPTED
+
     keys = ("input", "output", "size_in", "size_out", "backend", "precision", "ms", "decode_ms", "encode_ms", "warnings")
     done = [{key: getattr(each, key) for key in keys} | {"frames": 1} for each in batch.outcomes if each.error is None]
-    left_out = [*skipped, *((file.input, "already done") for file in batch.done_before)]
-    left_out += [(file.input, "interrupted") for file in batch.left]
+    left_out = [*skipped, *((file.input, ALREADY_DONE) for file in batch.done_before)]
+    left_out += [(file.input, INTERRUPTED) for file in batch.left]
     effective = batch.upscaler.effective
     return {
         "outputs": done,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -20,10 +20,9 @@ from ..runtime.engines.openvino_engine import shared_core
 from .errors import ExportError
 from .staging import check_new, staging_folder
 
-__all__ = ["LAYOUTS", "Layout", "lay_out"]
+__all__ = ["Layout", "lay_out"]
 
 Layout = Literal["ovms", "triton"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 _VERSION = "1"
 _MOUNTED = "/models"
 """Where the container images of both servers expect the folder."""

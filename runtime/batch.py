@@ -23,7 +23,7 @@ from .pictures.formats import WriteOptions
 from .results import FileResult
 from .upscaler import Upscaler
 
-__all__ = ["ALREADY_DONE", "INTERRUPTED", "Batch", "BatchOptions", "BatchProgress"]
+__all__ = ["ALREADY_DONE", "INTERRUPTED", "Batch", "BatchOptions", "BatchProgress", "made_by"]
 
 _AT_ONCE = 3
 """Pictures in hand: one is decoded and one encoded while the engine has the third."""
@@ -72,6 +72,18 @@ Outcome = list[FileResult] | Skipped | Exception
 """What became of a picture: its results, or why it was skipped, or the error."""
 
 
+def made_by(upscaler: Upscaler, write: WriteOptions) -> dict[str, Any]:
+    """Everything beside the input that a result's bytes depend on. Raises `OptionError` for a scale that is too large."""
+    manifest, scale = upscaler.bundle.manifest, write.scale
+    if scale is not None and scale > manifest.scale:
+        raise OptionError(f"the scale must be at most {manifest.scale}, the network's own, not {scale}")
+    # Networks that attend over the whole picture are approximated by tiles, which follow from the memory limit.
+    tiles = {} if manifest.tile_rule == "exact" else {"memory_limit": upscaler.memory_limit}
+    effective = upscaler.effective
+    engine = {"backend": effective.backend, "precision": effective.precision, "seed": upscaler.seed}
+    return {"bundle": manifest.digest, **engine, **tiles, **dataclasses.asdict(write)}
+
+
 class Batch:
     """The files of a plan on their way. After `run`, also one that was interrupted, it knows what became of each.
 
@@ -95,7 +107,7 @@ class Batch:
         self._options = options = options or BatchOptions()
         self._stdin, self._stdout = stdin, stdout
         self._record = self._record_of(plan, options)
-        self._made_by = self._made_by_of(upscaler, options)
+        self._made_by = made_by(upscaler, options.write) | {"frames": options.frames}
         self._inputs: set[tuple[int, int] | None] = set()
         self._outputs = {file.output for file in plan.files}
         self._outcomes: list[Outcome | None] = [None] * len(plan.files)
@@ -127,19 +139,6 @@ class Batch:
             raise OptionError("all frames need files as output, not - (the standard output)")
         folder = plan.folder or (plan.files[0].output.parent if options.resume else None)
         return None if streams or folder is None else DoneFiles(folder)
-
-    @staticmethod
-    def _made_by_of(upscaler: Upscaler, options: BatchOptions) -> dict[str, Any]:
-        """Everything beside the input that the bytes of a result depend on."""
-        manifest, scale = upscaler.bundle.manifest, options.write.scale
-        if scale is not None and scale > manifest.scale:
-            raise OptionError(f"the scale must be at most {manifest.scale}, the network's own, not {scale}")
-        # Networks that attend over the whole picture are approximated by tiles, which follow from the memory limit.
-        tiles = {} if manifest.tile_rule == "exact" else {"memory_limit": upscaler.memory_limit}
-        write = dataclasses.asdict(options.write)
-        effective = upscaler.effective
-        engine = {"backend": effective.backend, "precision": effective.precision, "seed": upscaler.seed}
-        return {"bundle": manifest.digest, **engine, **tiles, **write, "frames": options.frames}
 
     @property
     def results(self) -> list[FileResult]:

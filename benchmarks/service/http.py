@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ...runtime.upscaler import Upscaler
 from ..errors import BenchmarkError
+from ..process import resident_mb
 from .load import measure_load
 
 __all__ = ["ServiceRow", "measure_service"]
@@ -211,10 +213,8 @@ def _row(name: str, crowd: _Crowd, rate: float | None, seconds: float, pid: int)
 
 
 def _resident(pid: int) -> float | None:
-    import psutil
-
     with contextlib.suppress(psutil.Error):
-        return round(psutil.Process(pid).memory_info().rss / 2**20, 1)
+        return round(resident_mb(pid), 1)
     return None
 
 

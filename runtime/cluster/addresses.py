@@ -50,7 +50,7 @@ def is_address(name: str) -> bool:
 
 def address_of(name: str) -> str:
     """An address as it is, and a path as a `file://` address, whose path is taken literally."""
-    return name if is_address(name) else f"file://{Path(name).absolute()}" + ("/" if name.endswith("/") else "")
+    return name if is_address(name) else f"{_LOCAL}{Path(name).absolute()}" + ("/" if name.endswith("/") else "")
 
 
 def only_in_one_process(address: str) -> bool:
@@ -85,6 +85,11 @@ def _opened(address: str) -> tuple[Any, str]:
     return system, path
 
 
+def _address(system: Any, path: str) -> str:
+    """The one address of a path, however it was written."""
+    return str(system.unstrip_protocol(path))
+
+
 def plan_addresses(inputs: Sequence[str], output: str, options: WriteOptions, *, recursive: bool) -> AddressPlan:
     """Find the inputs, addresses or paths, and settle every output address. Nothing is read or written yet.
 
@@ -99,7 +104,7 @@ def plan_addresses(inputs: Sequence[str], output: str, options: WriteOptions, *,
     whole = posixpath.splitext(base)[1].lower() in READABLE_SUFFIXES and not output.endswith("/")
     with _as_error(OutputError, output):
         system, root = _opened(base)
-        own = str(system.unstrip_protocol(root)).rstrip("/")  # a folder below an input is none of its pictures
+        own = _address(system, root).rstrip("/")  # a folder below an input is none of its pictures
     planned: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
     single = len(inputs) == 1
@@ -107,10 +112,10 @@ def plan_addresses(inputs: Sequence[str], output: str, options: WriteOptions, *,
         address = address_of(given)
         with _as_error(PictureError, given):
             system, root = _opened(address)
-            top = str(system.unstrip_protocol(root)).rstrip("/")
+            top = _address(system, root).rstrip("/")
             found, single = _found(system, root, given, recursive=recursive, single=single)
             for path, name in found:
-                source = str(system.unstrip_protocol(path))
+                source = _address(system, path)
                 if own.startswith(f"{top}/") and source.startswith(f"{own}/"):
                     continue
                 stem, suffix = posixpath.splitext(name)
@@ -151,7 +156,7 @@ def _check(planned: dict[str, str], options: WriteOptions) -> None:
     for target in planned:
         check_lossless(format_of(PurePosixPath(target), options.format), options, target)
     with _as_error(OutputError, next(iter(planned))):
-        targets = {str(system.unstrip_protocol(path)): target for target in planned for system, path in [_opened(target)]}
+        targets = {_address(system, path): target for target in planned for system, path in [_opened(target)]}
     if both := targets.keys() & set(planned.values()):
         raise OutputError(f"the output {min(both)} is one of the inputs")
 
@@ -163,7 +168,7 @@ def list_addresses(folder: str, suffix: str) -> list[str]:
         if not system.isdir(path):
             return []
         system.invalidate_cache(path)
-        return [str(system.unstrip_protocol(each)) for each in sorted(system.find(path)) if each.endswith(suffix)]
+        return [_address(system, each) for each in sorted(system.find(path)) if each.endswith(suffix)]
 
 
 def read_address(address: str) -> bytes:

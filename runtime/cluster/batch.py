@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
+from ..batch import made_by
 from ..bundle import default_bundle_path
 from ..errors import CancelledError, EngineError, OptionError
 from ..host.cancel import Cancel
@@ -43,23 +43,16 @@ class AddressBatch:
     ) -> None:
         """`upscaler` runs here, and says what the actors of Ray load. `address`, `threads`: of the cluster, of each actor.
 
-        Raises `OptionError` for options that exclude each other.
+        Raises `OptionError` for options that exclude each other, and what `made_by` raises.
         """
         if engine == "ray":
             for name in {each for file in plan.files for each in (file.input, file.output)}:
                 if only_in_one_process(name):
                     raise OptionError(f"{name} is in the memory of this process, where a cluster does not see it")
-        manifest, effective = upscaler.bundle.manifest, upscaler.effective
-        if write.scale is not None and write.scale > manifest.scale:
-            raise OptionError(f"the scale must be at most {manifest.scale}, the network's own, not {write.scale}")
         self.upscaler = upscaler
         self._plan, self._write, self._max_pixels = plan, write, max_pixels
         self._engine, self._address, self._threads, self._resume = engine, address, threads, resume
-        tiles = {} if manifest.tile_rule == "exact" else {"memory_limit": upscaler.memory_limit}
-        engines = {"backend": effective.backend, "precision": effective.precision, "seed": upscaler.seed}
-        self._record = AddressRecord(
-            plan.folder, {"bundle": manifest.digest, **engines, **tiles, **dataclasses.asdict(write)}
-        )
+        self._record = AddressRecord(plan.folder, made_by(upscaler, write))
         self.outcomes: list[Outcome] = []
         """What became of files, in the order in which they ended."""
         self.done_before: list[AddressedFile] = []

@@ -93,8 +93,7 @@ def ray_cluster(address: str | None) -> Iterator[int]:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **here)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, terminated)  # Ray has put its own in its place
-        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        yield min((count for count in nodes if count), default=1)
+        yield min((count for count in _processors() if count), default=1)
     except ConnectionError as error:
         raise OptionError(f"there is no Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from error
     except ray.exceptions.RayError as error:
@@ -103,6 +102,13 @@ def ray_cluster(address: str | None) -> Iterator[int]:
     finally:
         if started_here and ray.is_initialized():
             ray.shutdown()
+
+
+def _processors() -> list[int]:
+    """Of each node that is alive."""
+    import ray
+
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def run_on_ray(files: Sequence[AddressedFile], job: ClusterJob, *, processors: int) -> Iterator[Outcome]:
@@ -126,8 +132,7 @@ def run_on_ray(files: Sequence[AddressedFile], job: ClusterJob, *, processors: i
 def _pass(files: Sequence[AddressedFile], job: ClusterJob, processors: int, rows: int) -> Iterator[Outcome]:
     import ray
 
-    room = [int(node["Resources"].get("CPU", 0)) // processors for node in ray.nodes() if node["Alive"]]
-    most = max(1, sum(room))
+    most = max(1, sum(count // processors for count in _processors()))
     blocks = max(1, -(-len(files) // max(1, min(rows, len(files) // (4 * most)))))
     data = ray.data.from_items([dataclasses.asdict(file) for file in files], override_num_blocks=blocks)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)

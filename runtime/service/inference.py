@@ -13,7 +13,6 @@ from ... import __version__
 from ..errors import OptionError
 from ..host.cancel import Cancel
 from ..results import Result
-from .metrics import STAGES
 from .schemas import InferenceRequest, problems
 from .service import Done, Service, UnknownModelError
 from .tensors import INPUT, OUTPUT, TensorError, read_request, write_response
@@ -130,12 +129,14 @@ def inference_routes(service: Service) -> APIRouter:
             return answer, head, results, (1e3 * (read - started), 1e3 * (time.perf_counter() - ran))
 
         (answer, head, results, (decode_ms, encode_ms)), place = await service.work(request, deadline, call)
-        times = dict(zip(STAGES, (place.queue_ms, decode_ms, sum(each.ms for each in results), encode_ms), strict=True))
-        service.hold_answer(request, len(answer))
         pixels = sum(math.prod(result.picture.shape[:2]) for result in results)
-        service.metrics.served(name, times, pixels // service.models.describe(name)[0].scale ** 2, pixels)
-        request.scope["state"]["facts"] |= {"model": name, **{f"{stage}_ms": round(ms, 1) for stage, ms in times.items()}}
-        headers = {"Server-Timing": ", ".join(f"{stage};dur={ms:.1f}" for stage, ms in times.items())}
+        headers = service.served(
+            request,
+            name,
+            (place.queue_ms, decode_ms, sum(each.ms for each in results), encode_ms),
+            (pixels // service.models.describe(name)[0].scale ** 2, pixels),
+            len(answer),
+        )
         if head is None:
             return Response(answer, media_type="application/json", headers=headers)
         headers[_HEADER] = str(head)

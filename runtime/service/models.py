@@ -55,11 +55,6 @@ class Models:
         """In the order in which they were given; the first is the default."""
         return tuple(self._upscalers)
 
-    @property
-    def in_turn(self) -> bool:
-        """Whether one model at a time is loaded."""
-        return self._shifts is not None
-
     def describe(self, name: str) -> tuple[Manifest, Upscaler]:
         """Facts about a model, without loading its engine. Raises `KeyError` for an unknown name."""
         upscaler = self._upscalers[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Message, Scope
@@ -15,7 +15,7 @@ from ..host.cancel import Cancel
 from ..host.cpu import cpu_name
 from .gate import Gate, Place, TooBusyError, TooLateError
 from .logs import logger
-from .metrics import Metrics
+from .metrics import STAGES, Metrics
 from .models import Models
 from .options import SLOWEST, ServiceOptions
 from .progress import ProgressBoard
@@ -112,12 +112,33 @@ class Service:
         except TimeoutError:
             raise TooLateError("the body did not arrive in time", clients=True) from None
 
+    def served(
+        self,
+        request: Request,
+        model: str,
+        milliseconds: tuple[float, float, float, float],
+        pixels: tuple[int, int],
+        answer: int,
+        **facts: Any,
+    ) -> dict[str, str]:
+        """Note a request that was served, in metrics, log and memory. Returns the headers of its answer.
+
+        `milliseconds`: of each of `STAGES`; `pixels`: of all pictures, read and written; `answer`: its bytes; `facts`:
+        more for the log.
+        """
+        times = dict(zip(STAGES, milliseconds, strict=True))
+        self._hold_answer(request, answer)
+        self.metrics.served(model, times, *pixels)
+        stages = {f"{stage}_ms": round(taken, 1) for stage, taken in times.items()}
+        request.scope["state"]["facts"] |= {"model": model, **facts, **stages}
+        return {"Server-Timing": ", ".join(f"{stage};dur={taken:.1f}" for stage, taken in times.items())}
+
     def check_result(self, count: int) -> None:
         """Raise `PixelLimitError` if the pixels of a result have more bytes than may be held."""
         if count > self.options.most_held:
             raise PixelLimitError(f"the result would have {count} bytes of pixels, more than {self.options.most_held}")
 
-    def hold_answer(self, request: Request, count: int) -> None:
+    def _hold_answer(self, request: Request, count: int) -> None:
         """Note that an answer is in memory until it is sent. The body that it answers is not needed any more."""
         self.release(request.scope)
         self._hold(request, "answer", count)

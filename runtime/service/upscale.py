@@ -17,7 +17,6 @@ from ..pictures.formats import WriteOptions, sniff
 from ..pictures.reading import open_picture
 from ..results import FileResult
 from .formats import MEDIA_TYPES, wanted_format
-from .metrics import STAGES
 from .schemas import problems
 from .service import Done, Service
 
@@ -129,14 +128,16 @@ def upscale_routes(service: Service) -> APIRouter:
             return out.getvalue(), done
 
         (larger, done), place = await service.work(request, deadline, call)
-        times = dict(zip(STAGES, (place.queue_ms, done.decode_ms, done.ms, done.encode_ms), strict=True))
-        service.hold_answer(request, len(larger))
-        service.metrics.served(name, times, math.prod(done.size_in), math.prod(done.size_out))
-        request.scope["state"]["facts"] |= {
-            "model": name, "backend": done.backend, "precision": done.precision, "size": list(done.size_in),
-            **{f"{stage}_ms": round(taken, 1) for stage, taken in times.items()},
-        }  # fmt: skip
-        headers = {"Server-Timing": ", ".join(f"{stage};dur={taken:.1f}" for stage, taken in times.items())}
+        headers = service.served(
+            request,
+            name,
+            (place.queue_ms, done.decode_ms, done.ms, done.encode_ms),
+            (math.prod(done.size_in), math.prod(done.size_out)),
+            len(larger),
+            backend=done.backend,
+            precision=done.precision,
+            size=list(done.size_in),
+        )
         if done.warnings:
             headers["RDSR-Warning"] = "; ".join(done.warnings).encode("ascii", "replace").decode()
         return Response(larger, media_type=MEDIA_TYPES[sniff(larger[:64], "the result")], headers=headers)
