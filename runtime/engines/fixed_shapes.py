@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from . import Backend, Precision, Session, load_session
+from . import Backend, Precision, Result, Session, load_session
 
 __all__ = ["FixedShapes"]
 
@@ -54,6 +54,9 @@ class FixedShapes:
         outputs = self._session.run(inputs)
         self._seconds.setdefault(tuple(shapes.values()), deque(maxlen=_MOST_RUNS)).append(time.perf_counter() - started)
         return outputs
+
+    def read(self, inputs: Mapping[str, NDArray[Any]], convert: Callable[[list[NDArray[Any]]], Result]) -> Result:
+        return convert(self.run(inputs))
 
     @property
     def median_seconds(self) -> float | None:

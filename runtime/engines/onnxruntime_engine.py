@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +16,7 @@ from ..host import cpu
 __all__ = ["OnnxRuntimeSession", "thread_places"]
 
 
+Result = TypeVar("Result")
 _LONGEST_OPTION = 1000
 """Characters; ONNX Runtime refuses options that are longer than a few thousand."""
 
@@ -82,6 +83,9 @@ class OnnxRuntimeSession:
         except Exception as error:  # as above
             del session  # this frame is part of the error's traceback
             raise EngineError(f"ONNX Runtime failed: {error}") from error
+
+    def read(self, inputs: Mapping[str, NDArray[Any]], convert: Callable[[list[NDArray[Any]]], Result]) -> Result:
+        return convert(self.run(inputs))
 
     def close(self) -> None:
         self._session = None

@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -23,6 +23,7 @@ from .cache import COMPILED, recall, remember
 
 __all__ = ["ExecutedLayer", "OpenVinoSession", "shared_core"]
 
+Result = TypeVar("Result")
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision of all layers that are not quantized. It is always set, because OpenVINO picks bf16 by itself otherwise."""
 _KEPT_KERNELS = 32
@@ -150,6 +151,9 @@ class OpenVinoSession:
         return tuple(layers)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return self.read(inputs, lambda outputs: [np.array(output) for output in outputs])
+
+    def read(self, inputs: Mapping[str, NDArray[Any]], convert: Callable[[list[NDArray[Any]]], Result]) -> Result:
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         with self._lock:
             if not hasattr(self, "_request"):
@@ -161,7 +165,7 @@ class OpenVinoSession:
                 request.infer(arrays)
             except (RuntimeError, MemoryError) as error:
                 raise EngineError(f"OpenVINO failed: {_last_line(error)}") from error
-            return [np.array(output.data) for output in request.output_tensors]
+            return convert([output.data for output in request.output_tensors])
 
     def close(self) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from .pipeline import Condition, Float, Pipeline, Then
 
 __all__ = ["CELL", "LatentPriorPipeline", "initial_noise"]
 
-CELL = 256
+CELL = 512
 """Height and width, in LR pixels, of the cells over which the condition features are summed, for any tiling. They are
 rounded up to whole cells of the feature map."""
 

@@ -140,7 +140,7 @@ class Pipeline(abc.ABC):
         least = cls.least_for_one_piece(manifest, needs, height, width)
         remedy = f"a memory_limit of {(least or 0) // 2**20} MiB, or none, avoids it"
         return (
-            f"{manifest.arch} attends over the whole picture, so {height}×{width} pixels in "
+            f"{manifest.arch} sees more of the picture than a tile shows, so {height}×{width} pixels in "
             f"{plan.grid[0]}×{plan.grid[1]} tiles give another result than in one piece; "
             + ("so large a picture is cut under any memory_limit" if least is None else remedy)
         )
@@ -244,7 +244,7 @@ class Pipeline(abc.ABC):
     def _decode(self, colour: NDArray[Any], condition: Condition) -> NDArray[Any]:
         """Upscale one tile."""
         if self.precision != "int8":
-            return from_graph(self._run_float(to_graph(colour), condition), colour)
+            return self._run_float(to_graph(colour), condition, lambda sr: from_graph(sr, colour))
         rgb = colour if colour.shape[2] == 3 else np.repeat(colour, 3, axis=2)
         outputs = self.session("decoder").run({"image": rgb[None], **condition})
         wanted = (1, rgb.shape[0] * self._scale, rgb.shape[1] * self._scale, 3)
@@ -270,16 +270,34 @@ class Pipeline(abc.ABC):
         del stages
         return np.asarray(self.picture(colour))
 
-    def _run_float(self, lr: Float, condition: Condition) -> Float:
-        sr = self.run_graph("decoder", {"lr": lr, **condition}, rank=4)
+    def _run_float(
+        self, lr: Float, condition: Condition, convert: Callable[[Float], NDArray[Any]] = np.array
+    ) -> NDArray[Any]:
         wanted = (1, 3, lr.shape[2] * self._scale, lr.shape[3] * self._scale)
-        if sr.shape != wanted:
-            raise EngineError(f"the decoder on {self.backend} gave an output of shape {sr.shape}, not {wanted}")
-        return sr
 
-    def run_graph(self, role: str, inputs: Mapping[str, NDArray[Any]], *, rank: int) -> Float:
-        """Run a graph with one output. Raises `BundleError` if its number of outputs, type or rank is wrong."""
-        outputs = self.session(role).run(inputs)
-        if len(outputs) != 1 or outputs[0].ndim != rank or outputs[0].dtype != np.float32:
-            raise BundleError(f"the {role} graph of the bundle does not give one float32 output of {rank} dimensions")
-        return outputs[0]
+        def checked(sr: Float) -> NDArray[Any]:
+            if sr.shape != wanted:
+                raise EngineError(f"the decoder on {self.backend} gave an output of shape {sr.shape}, not {wanted}")
+            return convert(sr)
+
+        return self.run_graph("decoder", {"lr": lr, **condition}, rank=4, convert=checked)
+
+    def run_graph(
+        self,
+        role: str,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        rank: int,
+        convert: Callable[[Float], NDArray[Any]] = np.array,
+    ) -> NDArray[Any]:
+        """Run a graph with one output, and `convert` it (`Session.read`).
+
+        Raises `BundleError` if its number of outputs, type or rank is wrong.
+        """
+
+        def checked(outputs: list[NDArray[Any]]) -> NDArray[Any]:
+            if len(outputs) != 1 or outputs[0].ndim != rank or outputs[0].dtype != np.float32:
+                raise BundleError(f"the {role} graph of the bundle does not give one float32 output of {rank} dimensions")
+            return convert(outputs[0])
+
+        return self.session(role).read(inputs, checked)

@@ -29,6 +29,15 @@ def usual_pixels(halo: int) -> int:
     return int(max(384, 4 * halo) ** 2)
 
 
+def most_pixels(halo: int, height: int, width: int) -> int:
+    """Most LR pixels that a tile of this picture reads if no limit asks for less.
+
+    Pictures little above the usual size, up to 512×512, stay whole: four tiles of `small` would read 1.13 times the pixels.
+    """
+    usual = usual_pixels(halo)
+    return max(usual, height * width) if 9 * height * width <= 16 * usual else usual
+
+
 def parse_limit(limit: int | str | None) -> int | None:
     """A limit in bytes, from a number of bytes or a text like "256MiB", "1.5 GiB", "800MB". Raises `OptionError`."""
     if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
@@ -102,7 +111,7 @@ def plan_picture(
     cut: tuple[tuple[int, int], tuple[int, int]] | None = (height, width), (1, 1)
     least = needs.peak(height * width)
     if halo is not None:
-        usual, side = usual_pixels(halo), 2 * (halo + LEAST_STEP)
+        usual, side = most_pixels(halo, height, width), 2 * (halo + LEAST_STEP)
         most = usual if limit is None else min(usual, needs.pixels(limit))
         cost = tile_cost if exact else TileCost.usual  # another cut would change the result
         cut = plan_tiles(height, width, halo=halo, most_pixels=most, tile_cost=cost)
@@ -133,16 +142,16 @@ def plan_strips(
         raise MemoryLimitError(f"{manifest.arch} needs the whole picture of {height}×{width} in memory at once", 0)
     least_rows = min(height, 2 * (halo + LEAST_STEP))
     least = needs.fixed + 2 * max(row_bytes * least_rows, math.ceil(needs.per_pixel * least_rows * min(width, least_rows)))
-    usual = usual_pixels(halo)
+    usual = most_pixels(halo, height, width)
     room = _USUAL_BANDS if limit is None else (limit - needs.fixed) // 2
     most_rows = room // row_bytes
-    most_pixels = usual if limit is None else min(usual, int(room / needs.per_pixel))
+    most = usual if limit is None else min(usual, int(room / needs.per_pixel))
     exact = manifest.tile_rule != "overlap"
     cost = tile_cost if exact else TileCost.usual
     cut = None
     if most_rows >= least_rows or limit is None:
         rows = max(most_rows, least_rows)
-        cut = plan_tiles(height, width, halo=halo, most_pixels=most_pixels, most_rows=rows, tile_cost=cost)
+        cut = plan_tiles(height, width, halo=halo, most_pixels=most, most_rows=rows, tile_cost=cost)
     if cut is None:
         raise MemoryLimitError(
             f"a picture of {height}×{width} needs at least {_whole_mib(least) // _MIB} MiB, read and written in strips, "
@@ -157,7 +166,7 @@ def plan_strips(
 
 def least_for_one_piece(needs: Needs, height: int, width: int) -> int | None:
     """Least limit (bytes, whole MiB) under which the rule "overlap" does not cut a picture; None if it is always cut."""
-    return _whole_mib(needs.peak(height * width)) if height * width <= usual_pixels(OVERLAP) else None
+    return _whole_mib(needs.peak(height * width)) if height * width <= most_pixels(OVERLAP, height, width) else None
 
 
 def _whole_mib(size: int) -> int:

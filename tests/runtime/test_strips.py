@@ -33,7 +33,7 @@ def tiff(pixels: np.ndarray, **options: Any) -> bytes:
 def test_strips_change_no_byte(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, channels: int, dtype: str
 ) -> None:
-    source = scene(700, 300, channels, dtype)
+    source = scene(900, 300, channels, dtype)
     options: dict[str, Any] = {"photometric": "rgb" if channels > 2 else "minisblack", "compression": "zlib"}
     if channels in (2, 4):
         options |= {"extrasamples": ["unassalpha"], "planarconfig": "contig"}

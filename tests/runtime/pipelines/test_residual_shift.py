@@ -222,7 +222,7 @@ def test_a_cut_picture_is_warned_of_once(sinsr: Path, caplog: pytest.LogCaptureF
         upscaler(picture(100, 97))
         upscaler(picture(100, 97))
     (record,) = caplog.records
-    assert "sinsr attends over the whole picture" in record.message
+    assert "sinsr sees more of the picture than a tile shows" in record.message
     assert "a memory_limit of" in record.message
 
 

@@ -26,7 +26,8 @@ from rdsr.tests.conftest import rewrite_manifest
 
 RNG = np.random.default_rng(0)
 DTYPES = ["uint8", "uint16", "float32"]
-USUAL = 384**2
+USUAL, PIECE = 384**2, 512**2
+"""Most pixels of a tile, and of a picture that stays whole."""
 LEAST = 2 * (OVERLAP + LEAST_STEP)
 
 
@@ -146,10 +147,10 @@ NEEDS = Needs(fixed=1000, per_pixel=20_000.0)
 def test_a_picture_is_cut_only_where_it_does_not_fit(manifest: Manifest, height: int, width: int, most: int | None) -> None:
     limit = None if most is None else NEEDS.peak(most)
     plan = plan_picture(manifest, NEEDS, height, width, limit)
-    whole = height * width <= min(USUAL, most or USUAL)
+    whole = height * width <= min(PIECE, most or PIECE)
     assert plan.exact == whole == (plan.grid == (1, 1))
     assert plan.halo == (0 if whole else OVERLAP)
-    assert plan.tile[0] * plan.tile[1] <= min(USUAL, most or USUAL)
+    assert plan.tile[0] * plan.tile[1] <= (PIECE if whole else min(USUAL, most or USUAL))
     assert limit is None or plan.peak_bytes <= limit
     assert plan == plan_picture(manifest, NEEDS, height, width, limit, tile_cost=6400), "no matter what was learned"
 
@@ -176,7 +177,20 @@ def test_the_other_rules_are_as_they_were(manifest: Manifest) -> None:
 # -- the pipeline
 
 
-class FakeDecoder:
+class FakeSession:
+    """What `run` gives."""
+
+    def __init__(self, output: np.ndarray) -> None:
+        self.output = output
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self.output]
+
+    def read(self, inputs: dict[str, np.ndarray], convert: Callable[[list[np.ndarray]], object]) -> object:
+        return convert(self.run(inputs))
+
+
+class FakeDecoder(FakeSession):
     """Whatever it sees, each tile is of another constant: 0, step, 2·step, …"""
 
     def __init__(self, scale: int, step: float) -> None:
@@ -194,7 +208,7 @@ class FakeDecoder:
 def pipeline(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """One whose encoder and reverse process are fakes, too; tests give it a decoder."""
     features, z = np.zeros((1, 5, 1, 1), np.float32), np.zeros((1, manifest.process["latent_size"]), np.float32)
-    fakes = iter([SimpleNamespace(run=lambda inputs: [features]), SimpleNamespace(run=lambda inputs: [z]), None])
+    fakes = iter([FakeSession(features), FakeSession(z), None])
     monkeypatch.setattr(pipeline_module, "load_session", lambda *args, **kwargs: next(fakes))
     bundle = SimpleNamespace(manifest=manifest, graph=lambda role: b"")
     return LatentPriorPipeline(bundle, backend="onnxruntime", precision="fp32", threads=1, seed=0)
@@ -289,7 +303,7 @@ def test_the_first_cut_is_warned_of(overlapping: Path, limit: int, caplog: pytes
         list(pool.map(upscaler, [random((100, 110, 3), "uint8")] * 4))
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("rdsr.runtime.upscaler", logging.WARNING)
-    assert "attends over the whole picture" in record.message
+    assert "sees more of the picture than a tile shows" in record.message
     enough = int(record.message.partition("memory_limit of ")[2].split()[0]) * 2**20
     assert Upscaler.load(overlapping, backend="onnxruntime", precision="fp32", memory_limit=enough).plan(100, 110).exact
 
@@ -298,6 +312,6 @@ def test_without_a_limit_the_warning_promises_nothing(
     overlapping: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rdsr.runtime.tiling.memory.usual_pixels", lambda halo: LEAST**2)
-    Upscaler.load(overlapping, backend="onnxruntime", precision="fp32")(random((100, 110, 3), "uint8"))
+    Upscaler.load(overlapping, backend="onnxruntime", precision="fp32")(random((100, 130, 3), "uint8"))
     (record,) = caplog.records
     assert record.message.endswith("is cut under any memory_limit")
