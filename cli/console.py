@@ -22,11 +22,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from ..runtime.files import dump_json
 
 __all__ = [
-    "binary_stdin", "binary_stdout", "counted", "lost_output", "prepare_streams", "print_json", "printable",
+    "binary_stdin", "binary_stdout", "counted", "lost_output", "prepare_streams", "print_json", "print_table", "printable",
     "printed_json", "stderr", "stdout", "steps_shown",
 ]  # fmt: skip
 
@@ -125,6 +126,17 @@ def printable(text: object) -> str:
     """
     escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in str(text))
     return "".join(escaped)
+
+
+def print_table(table: Table) -> None:
+    """Print a table. Where no terminal shows it, nothing in it is cut or folded: a script may search for it."""
+    if stdout.is_terminal:
+        stdout.print(table)
+        return
+    before = stdout.width
+    stdout.width = max(before, stdout.measure(table, options=stdout.options.update(max_width=10_000)).maximum)
+    stdout.print(table)
+    stdout.width = before
 
 
 _printed_json = False

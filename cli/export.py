@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from .console import print_json, printable, stderr, stdout, steps_shown
+from .console import print_json, print_table, printable, stderr, stdout, steps_shown
 from .exit_codes import FAILED, GATE_NOT_MET, command
 from .options import ArchOption, AutoencoderOption, JsonOption, SeedOption, ThreadsOption
 
@@ -100,8 +100,8 @@ def export(
         print_json(report)
     else:
         for table in _quantization_tables(report["quantization"]) if result.quantization else []:
-            stdout.print(table)
-        stdout.print(_variant_table(report))
+            print_table(table)
+        print_table(_variant_table(report))
         fusion = report["fusion"]
         stdout.print(
             f"fusion: {fusion['blocks']} blocks, error {fusion['max_abs_err']:.1e} in float32, "
@@ -116,9 +116,14 @@ def export(
         if result.only_gate_failed:
             drop = report["quantization"]["psnr_drop_db"]
             allowed = MAX_INT8_DROP if max_psnr_drop is None else max_psnr_drop
+            layers = [
+                layer for layer in report["quantization"]["layers"] if layer["cost_db"] and layer["precision"] == "int8"
+            ]
+            most = max(layers, key=lambda layer: sum(layer["cost_db"].values()), default=None)
             stderr.print(
                 f"rdsr: int8 loses {drop} dB, more than the {allowed} allowed, and the bundle was {fate}; "
-                "`rdsr train qat` lowers it, --max-psnr-drop allows it, --precision fp32 leaves int8 out",
+                + (f"of its layers, {most['layer']} costs most; " if most else "")
+                + "`rdsr train qat` lowers it for RDSR, --max-psnr-drop allows it, --precision fp32 leaves int8 out",
                 style="red",
             )
             raise typer.Exit(GATE_NOT_MET)
@@ -145,7 +150,7 @@ def verify(
     if as_json:
         print_json(report)
     else:
-        stdout.print(_variant_table(report))
+        print_table(_variant_table(report))
         stdout.print("passed" if result.passed else "FAILED")
     if not result.passed:
         raise typer.Exit(FAILED)
@@ -177,7 +182,7 @@ def info(
     for key, value in report.items():
         shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
         table.add_row(key, printable(", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else shown))
-    stdout.print(table)
+    print_table(table)
 
 
 def _variant_table(report: dict[str, Any]) -> Table:
@@ -202,7 +207,7 @@ def _variant_table(report: dict[str, Any]) -> Table:
 
 def _quantization_tables(report: dict[str, Any]) -> list[Table]:
     """The report on int8: layer by layer, remedy by remedy, set by set, and the time it saves."""
-    columns = ("layer", "precision", "weights up to", "input up to", "output", "cost of weights, input, output (dB)")
+    columns = ("layer", "precision", "weights up to", "input up to", "output", "cost (dB)")
     layers = Table(*columns, title="int8, layer by layer")
     for row in report["layers"]:
         layers.add_row(
@@ -211,7 +216,7 @@ def _quantization_tables(report: dict[str, Any]) -> list[Table]:
             f"{row['weight_range']:.3g}",
             "" if row["input_range"] is None else f"{row['input_range']:.3g}",
             "" if row["output_range"] is None else "{:.3g} … {:.3g}".format(*row["output_range"]),
-            ", ".join(f"{cost:.4f}" for cost in row["cost_db"].values()),
+            ", ".join(f"{what} {cost:.4f}" for what, cost in row["cost_db"].items()),
         )
     remedies = Table("remedy", "chosen", "PSNR drop with it (dB)", title=f"int8 by {report['source']}")
     for row in report["remedies"]:

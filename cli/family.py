@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import print_json, stderr, stdout
+from .console import print_json, print_table, stderr, stdout
 from .exit_codes import command
 from .options import DeviceOption, JsonOption, ThreadsOption
 
@@ -76,7 +76,7 @@ def status(runs: RunsOption, plan: PlanOption = None, as_json: JsonOption = Fals
             f"{row['minutes']:.1f}",
             *numbers,
         )
-    stdout.print(table)
+    print_table(table)
     for row in report["members"]:
         if row["failed"]:
             stdout.print(f"{row['member']} failed: {row['failed']}", style="red")

@@ -18,8 +18,13 @@ from ..models.interface import FusionErrors
 from ..models.registry import LoadedModel, load_model
 from ..runtime.arguments import path_of, shown
 from ..runtime.bundle import SCHEMA, Bundle, canonical_json, manifest_digest
+from ..runtime.bundle.graph import GraphError
+from ..runtime.bundle.onnx_wire import read_onnx
+from ..runtime.bundle.operators import check_operators
 from ..runtime.bundle.proof import Proof
+from ..runtime.claims import values_held, weights_held
 from ..runtime.engines import Precision
+from ..runtime.errors import BundleError
 from ..runtime.host import cpu
 from ..runtime.verify import Verification, check_variants
 from .build_proof import build_proof, with_int8
@@ -177,15 +182,16 @@ def _manifest(
 ) -> dict[str, Any]:
     """The manifest before its proof. `facts`: fusion and quantization."""
     network = loaded.network
+    counted = _counted(loaded.arch, kind, files["decoder.onnx"]) if network.peak_channels is None else {}
     return {
         "schema": SCHEMA,
         "arch": loaded.arch,
         "network": loaded.config.to_dict(),
         "scale": network.scale,
-        "params": network.inference_parameters(),
+        "params": network.inference_parameters() if not network.derived().absorbed else counted["params"],
         "process": {"kind": kind.name, **kind.section},
         "receptive_radius": network.receptive_radius,
-        "peak_channels": network.peak_channels,
+        "peak_channels": network.peak_channels or counted["peak_channels"],
         "tile_rule": network.tile_rule,
         "colour": "RGB",
         "value_range": [0.0, 1.0],
@@ -200,6 +206,20 @@ def _manifest(
     }
 
 
+def _counted(arch: str, kind: GraphKind[Any], decoder: bytes) -> dict[str, int]:
+    """What a direct network does not say of itself, counted on its graph."""
+    try:
+        graph = read_onnx(decoder)
+        check_operators(graph, kind.name)
+        return {"params": weights_held(graph), "peak_channels": math.ceil(values_held(graph))}
+    except GraphError as error:
+        raise _cannot_be_exported(arch, error) from error
+
+
+def _cannot_be_exported(arch: str, error: GraphError) -> ExportError:
+    return ExportError(f"this {arch} cannot be exported: its graph {error}")
+
+
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
     (folder / "manifest.json").write_bytes(canonical_json(content | {"digest": manifest_digest(content)}))
 
@@ -212,7 +232,12 @@ def _prove(
     If bf16 fails and the user has not `asked` for it, it is left out. No graphs have to go: bf16 runs the float ones.
     """
     _write_manifest(folder, manifest)
-    rows = check_variants(Bundle(folder), proof, precisions, progress=lambda what: progress(f"prove {what}"))
+    try:
+        rows = check_variants(Bundle(folder), proof, precisions, progress=lambda what: progress(f"prove {what}"))
+    except BundleError as refusal:
+        if not isinstance(refusal.__cause__, GraphError):
+            raise
+        raise _cannot_be_exported(manifest["arch"], refusal.__cause__) from refusal
     failed = next((row for row in rows if row.precision == "bf16" and row.passed is False), None)
     if failed is not None and not asked:
         error, drop = (math.inf if x is None else x for x in (failed.max_abs_err, failed.psnr_drop_db))

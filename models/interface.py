@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .int8.chain import ChainQuantizer
 
 __all__ = [
-    "DirectNetwork", "FusionErrors", "LatentPriorNetwork", "Network", "PlainBody", "ResidualShiftNetwork", "ShiftStep",
+    "Derived", "DirectNetwork", "FusionErrors", "LatentPriorNetwork", "Network", "PlainBody", "ResidualShiftNetwork",
+    "ShiftStep",
 ]  # fmt: skip
 
 
@@ -31,6 +32,16 @@ class FusionErrors:
     """Largest difference of the whole decoder's output in float32, of full range 1."""
     max_rel_err_float64: float
     """Largest difference, relative to the largest value, of any block and of the whole decoder in float64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """Constants that follow from a network's weights or sizes."""
+
+    constants: tuple[Tensor, ...] = ()
+    """Constants that graphs may hold."""
+    absorbed: frozenset[str] = frozenset()
+    """Keys of weights that graphs need not hold, because only what follows from them is used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +82,12 @@ class Network(nn.Module, abc.ABC):
         """LR pixels on each side that one output pixel of the decoder depends on; None: on the whole picture."""
 
     @property
-    @abc.abstractmethod
-    def peak_channels(self) -> int:
-        """Largest number of values per LR pixel that the decoder holds at once. The runtime plans memory by it."""
+    def peak_channels(self) -> int | None:
+        """Largest number of values per LR pixel that the decoder holds at once, by which the runtime plans memory.
+
+        None, by default: the export counts them on the decoder's graph.
+        """
+        return None
 
     @property
     def tile_rule(self) -> str:
@@ -107,6 +121,10 @@ class Network(nn.Module, abc.ABC):
     def training_only(self) -> dict[str, Tensor]:
         """Key → weights that only training needs. By default there are none."""
         return {}
+
+    def derived(self) -> Derived:
+        """What graphs hold beside the weights of `fuse`, or in their place. By default nothing."""
+        return Derived()
 
     def fusion_errors(self, lr: Tensor, *condition: Tensor) -> FusionErrors:
         """Compare the decoder with that of `fuse`, on the arguments of `decode`. By default nothing is fused."""
@@ -239,10 +257,6 @@ class ResidualShiftNetwork(Network):
     @abc.abstractmethod
     def values_held(self) -> dict[str, int]:
         """Graph ("encoder", "step", "decoder") → values for each LR pixel that it holds at once in a tile of 128×128."""
-
-    def derived_constants(self) -> list[Tensor]:
-        """Tensors that graphs hold and that follow from the sizes. By default there are none."""
-        return []
 
     @abc.abstractmethod
     def encode(self, lr: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from . import diffir, rdsr, repd, resshift
 from .base_config import BaseConfig
 from .checkpoint import Checkpoint, apply_key_map, open_checkpoint, read_key_map, save_checkpoint
 from .errors import CheckpointError, UnsupportedModelError
+from .foreign import UnknownToSpandrelError, read_foreign
 from .interface import Network
 from .shapes import Shapes, check_shapes
 
@@ -238,7 +239,15 @@ def _load(
     checkpoint, *more = files
     keys = apply_key_map({key: key for key in checkpoint.stored}, key_map)
     found = {name: checkpoint.stored[key].shape for name, key in keys.items()}
-    architecture = _find_architecture(found, arch or checkpoint.metadata.get("arch"))
+    try:
+        architecture = _find_architecture(found, arch or checkpoint.metadata.get("arch"))
+    except UnsupportedModelError as unknown:
+        if arch is not None or more or "arch" in checkpoint.metadata:
+            raise
+        network, found_architecture = _load_foreign(checkpoint, keys, unknown)
+        if steps is not None:
+            raise CheckpointError(f"the steps of {found_architecture.name} cannot be set") from None
+        return network, found_architecture
     in_file = {architecture.name_of(name): (checkpoint, key) for name, key in keys.items()}
     if len(in_file) < len(keys):
         raise CheckpointError(f"two tensors of the checkpoint have the same name in a network of {architecture.name}")
@@ -271,6 +280,29 @@ def _load(
         network = architecture.build(config, shapes)
     network.load_state_dict({name: as_weights(name, read(name)) for name in kept}, assign=True)
     return network, architecture
+
+
+def _load_foreign(
+    checkpoint: Checkpoint, keys: Mapping[str, str], unknown: UnsupportedModelError
+) -> tuple[Network, Architecture]:
+    """A network of others. `keys`: name → key in the file; `unknown`: why it is none of ours."""
+
+    def read() -> dict[str, Tensor]:
+        values = {name: checkpoint.read(key) for name, key in keys.items()}
+        return {name: as_weights(name, value) if value.is_floating_point() else value for name, value in values.items()}
+
+    try:
+        network = read_foreign(read)
+    except ModuleNotFoundError as error:
+        raise UnsupportedModelError(
+            f"{unknown}; networks that spandrel knows can be read with it: pip install 'rdsr[foreign]'"
+        ) from error
+    except UnknownToSpandrelError as error:
+        raise UnsupportedModelError(f"{unknown}; spandrel does not know them either") from error
+    name = network.config.architecture
+    return network, Architecture(
+        name, type(network), type(network.config), lambda shapes: False, lambda shapes: network.config
+    )
 
 
 def config_from_metadata(architecture: Architecture, metadata: Mapping[str, str]) -> Any:

@@ -23,7 +23,7 @@ from .pipelines import Pipeline, load_pipeline, pipeline_kind
 from .pipelines.latent_prior import LatentPriorPipeline
 from .tiling.tiles import LEAST_STEP, Plan, plan_tiles
 
-__all__ = ["check_claims", "check_tiles", "lie"]
+__all__ = ["check_claims", "check_tiles", "lie", "values_held", "weights_held"]
 
 _PARAMS = 0.01
 """Share of the weights by which the count may differ: equal vectors share a constant, and products with ones are dropped."""
@@ -51,7 +51,7 @@ def check_claims(bundle: Bundle, *, threads: int, step: Callable[[str], None]) -
     manifest = bundle.manifest
     graphs = {role: read_onnx(bundle.graph(role)) for role in manifest.pipeline_roles}
     step("count the weights")
-    found = sum(_weights(graph) for graph in graphs.values())
+    found = sum(weights_held(graph) for graph in graphs.values())
     if abs(manifest.params - found) > _PARAMS * found:
         raise lie(bundle, "params", manifest.params, found, "counted in its graphs")
     if manifest.kind == LatentPriorPipeline.kind:
@@ -66,7 +66,7 @@ def check_claims(bundle: Bundle, *, threads: int, step: Callable[[str], None]) -
     pipeline = load_pipeline(bundle, backend="onnxruntime", precision="fp32", threads=threads, seed=0)
     condition = pipeline.condition(_noise(24, 20)[0].transpose(1, 2, 0).copy())
     step("measure the decoder's memory")
-    peak = need(graphs["decoder"], *_SIZE, values=2**62, products=2**62).peak / math.prod(_SIZE)
+    peak = values_held(graphs["decoder"])
     if not peak / _PEAK <= manifest.peak_channels <= _PEAK_MOST * peak:
         how = "values per pixel that the decoder holds at once"
         raise lie(bundle, "peak_channels", manifest.peak_channels, math.ceil(peak), how)
@@ -76,7 +76,8 @@ def check_claims(bundle: Bundle, *, threads: int, step: Callable[[str], None]) -
 
     if manifest.tile_rule != "exact":
         step("measure how far the decoder sees")
-        if (found := _reach(decode, _LOCAL + _MARGIN, 1, manifest.scale)) <= _LOCAL:
+        found = _reach(decode, _LOCAL + _MARGIN, 1, manifest.scale)
+        if found <= _LOCAL and _same_from_anywhere(decode, found, manifest.scale):
             how = "pixels away, at which a changed pixel still changes the output, so that tiles could be exact"
             raise lie(bundle, "the tile_rule", manifest.tile_rule, found, how)
     elif manifest.receptive_radius is not None:
@@ -87,6 +88,11 @@ def check_claims(bundle: Bundle, *, threads: int, step: Callable[[str], None]) -
     if isinstance(pipeline, LatentPriorPipeline):
         step("measure the condition radius")
         _check_latent_prior(bundle, pipeline, _kernels(graphs["encoder"]))
+
+
+def values_held(graph: Graph) -> float:
+    """Values for each LR pixel that a graph holds at once."""
+    return need(graph, *_SIZE, values=2**62, products=2**62).peak / math.prod(_SIZE)
 
 
 def _check_reverse(bundle: Bundle, graph: Graph) -> None:
@@ -122,7 +128,7 @@ def _noise(height: int, width: int) -> NDArray[np.float32]:
     return np.random.RandomState(0).random_sample((1, 3, height, width)).astype(np.float32)
 
 
-def _weights(graph: Graph) -> int:
+def weights_held(graph: Graph) -> int:
     """Number of weights in a graph.
 
     A matrix that is read several times belongs to an unrolled process, whose steps share their weights. Elsewhere a vector
@@ -186,6 +192,20 @@ def _reach(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], middle: in
             cells = (hit / (scale * unit)).astype(int)
             found = max(found, *np.abs(cells - place // unit).tolist(), 0)
     return found
+
+
+def _same_from_anywhere(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], reach: int, scale: int) -> bool:
+    """Whether what a decoder makes of a place does not depend on where the picture begins and ends."""
+    side = 2 * reach + _MARGIN
+    whole = _noise(side + _MARGIN, side + _MARGIN)
+    before = run(whole)
+    inner = slice(reach * scale, (side - reach) * scale)
+    for start in range(1, _MARGIN):
+        after = run(np.ascontiguousarray(whole[:, :, start : start + side, start : start + side]))
+        there = before[:, :, start * scale :, start * scale :][:, :, inner, inner]
+        if not np.allclose(after[:, :, inner, inner], there, rtol=0, atol=1e-6 * float(np.abs(before).max())):
+            return False
+    return True
 
 
 def check_tiles(bundle: Bundle, pipeline: Pipeline) -> None:

@@ -58,7 +58,9 @@ class GraphSet:
         fused = kind.network.fuse()
         self.unsimplified = []
         self.training_only = {fingerprint(value): key for key, value in _arrays(kind.network.training_only()).items()}
-        self.deployed = {fingerprint(value) for value in kind.constants}
+        derived = kind.network.derived()
+        self.deployed = {fingerprint(value) for value in (*kind.constants, *(each.numpy() for each in derived.constants))}
+        self.absorbed = derived.absorbed
         self.neutral: set[str] = set()
         weights = self._deploy(fused)
         self.found: dict[str, set[str]] = {}
@@ -80,7 +82,7 @@ class GraphSet:
         weights = {}
         for key, value in _arrays(network.state_dict()).items():
             mark = fingerprint(value)
-            if value.size >= SMALLEST:
+            if value.size >= SMALLEST and key not in self.absorbed:
                 weights[key] = mark
             self.deployed.add(mark)
             if value.size and value.flat[0] in (0, 1) and (value == value.flat[0]).all():

@@ -99,7 +99,7 @@ class GraphKind(abc.ABC, Generic[AnyNetwork]):
 
     @property
     def constants(self) -> list[NDArray[np.float32]]:
-        """Arrays beside the network's weights that its graphs may hold, e.g. noise."""
+        """Arrays that graphs of this kind may hold beside the network's own (`Network.derived`), e.g. noise."""
         return []
 
     @abc.abstractmethod

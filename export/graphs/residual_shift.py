@@ -110,10 +110,6 @@ class ResidualShiftGraphs(GraphKind[ResidualShiftNetwork]):
             "values": dict(network.values_held),
         }
 
-    @property
-    def constants(self) -> list[NDArray[np.float32]]:
-        return [value.numpy() for value in self.network.derived_constants()]
-
     def condition(self, lr: Tensor) -> tuple[Tensor, ...]:
         return (latent_of(self.network, lr, self.seed),)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from ...runtime.pipelines import load_pipeline
 from ...runtime.timing import interleaved_medians
 from ..graphs import GraphKind
 from ..graphs.graph_set import Int8Form
+from .any_network import quantize_any
 from .calibration import CalibrationPicture
 from .forms import fake_quantized
-from .post_training import Original, Quantized, quantize, quantize_any, trained
+from .post_training import Original, Progress, Quantized, quantize, trained
 
 __all__ = ["drop_by_dataset", "make_int8", "measure_time"]
 
-Progress = Callable[[str], None]
 _TIMED = (128, 128)
 _ROUNDS = 5
 _SECONDS = 10.0
@@ -67,12 +67,12 @@ def make_int8(
             drops.append(psnr_drop(case.psnr_y, psnr_y(fake_quantized(kind, form, case.lr), case.hr, network.scale)))
         return float(np.mean(drops))
 
-    if (quantizer := network.int8_form) is None:
-        return quantize_any(network.fuse(), samples, judge, progress)
     originals = [
         Original(sample, twin, torch.from_numpy(to_graph(hr)))
         for sample, twin, (_, hr) in zip(samples, samples[len(chosen) :], chosen, strict=False)
     ]
+    if (quantizer := network.int8_form) is None:
+        return quantize_any(network.fuse(), originals, judge, max_drop=max_drop, progress=progress)
     if quantizer.trained is not None and not post_training:
         progress("quantize: as trained")
         return trained(quantizer, quantizer.trained, originals, judge)

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.int8.chain import TENSORS, ChainQuantizer, QuantizedChain, Ranges
-from ...models.int8.convolutions import QuantizedConv2d, observe, quantize_convolutions
 from ...models.int8.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from ...models.int8.samples import Sample
-from ...models.interface import Network
 from ..graphs.graph_set import Int8Form
-from .forms import ChainForm, ConvolutionsForm
+from .forms import ChainForm
 
-__all__ = ["Layer", "Original", "Quantized", "Remedy", "quantize", "quantize_any", "trained"]
+__all__ = [
+    "MAX_FLOATS", "PERCENTILES", "Judge", "Layer", "Original", "Progress", "Quantized", "Remedy", "decibels", "own_error",
+    "quantize", "rounded", "trained",
+]  # fmt: skip
 
 Judge = Callable[[Int8Form], float]
 """PSNR-Y drop in dB, against the float network, on the judging pictures."""
@@ -33,9 +34,6 @@ MAX_FLOATS = 0.25
 """Largest share of the convolutions that may stay in float. With more, the graph would be int8 in name only."""
 _SENSITIVITY_PIXELS = 30_000
 """LR pixels in the sensitivity pass. It runs half a decoder two or three times for each convolution."""
-_COMPARED_SIDE = 48
-"""Side in LR pixels of the corner of each picture on which `quantize_any` compares ranges: networks may take seconds a
-picture."""
 _TWIN_WEIGHT = 0.05
 """Weight of a picture's black-and-white twin beside the picture, when remedies are compared. Text is rare, but ranges make a
 large difference to it (squared errors of `small`: 1.3 to 3 grey levels² on photographs, 5 to 35 on their twins)."""
@@ -80,8 +78,9 @@ class Layer:
     identity: bool
     """Whether the identity part is added outside the convolution."""
     cost_db: dict[str, float]
-    """PSNR in dB that quantizing only this tensor ("weight", "input", "output") costs on calibration pictures. Its error
-    counts as independent of the network's own: 10·log₁₀(1 + error/error of the network), so the cost is never negative."""
+    """PSNR in dB that quantizing only this tensor ("weight", "input", "output"; "all" in a network without an `int8_form`,
+    where it is measured only if the drop is too large) costs on calibration pictures. Its error counts as independent of the
+    network's own: 10·log₁₀(1 + error/error of the network), so the cost is never negative."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +107,12 @@ class Quantized:
         }
 
 
-def _own_error(reference: Tensor, hr: Tensor) -> float:
+def own_error(reference: Tensor, hr: Tensor) -> float:
     """Mean squared error of the float network's output."""
     return max(float(F.mse_loss(reference.clamp(0, 1), hr)), _LEAST_ERROR)
 
 
-def _decibels(output: Tensor, reference: Tensor, own: float) -> float:
+def decibels(output: Tensor, reference: Tensor, own: float) -> float:
     """PSNR in dB that the difference between two outputs costs, if it is independent of the reference's `own` error."""
     return 10 * math.log10(1 + float(F.mse_loss(output.clamp(0, 1), reference.clamp(0, 1))) / own)
 
@@ -130,12 +129,12 @@ def _sensitivities(decoder: QuantizedChain, originals: Sequence[Original]) -> li
         pixels += size
         inputs: dict[int, Tensor] = {}
         exact = decoder(*original.sample, only=(), watch=partial(_keep_input, inputs))
-        own = _own_error(exact, original.hr)
+        own = own_error(exact, original.hr)
         for index, conv in enumerate(decoder.layers()):
             tensors = () if not conv.quantized else TENSORS if conv.output_low is not None else TENSORS[:2]
             for tensor in tensors:
                 output = decoder.from_layer(index, inputs[index], *original.sample, only=((index, tensor),))
-                costs[index].setdefault(tensor, []).append(_decibels(output, exact, own))
+                costs[index].setdefault(tensor, []).append(decibels(output, exact, own))
     return [{tensor: round(float(np.mean(values)), 4) for tensor, values in layer.items()} for layer in costs]
 
 
@@ -155,7 +154,7 @@ class _Search:
         with torch.no_grad():
             self.exact = [self.decoder(*sample, only=()) for sample in self.samples]
         # A twin has no original: it gets the error of its picture.
-        self.own = 2 * [_own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
+        self.own = 2 * [own_error(exact, original.hr) for exact, original in zip(self.exact, originals, strict=False)]
         self.cost = self.cost_of(self.decoder)
         self.drop = math.inf
         self.remedies: list[Remedy] = []
@@ -164,7 +163,7 @@ class _Search:
     def cost_of(self, decoder: QuantizedChain) -> float:
         """PSNR in dB that quantization costs, mean over the pictures, plus `_TWIN_WEIGHT` times the cost on their twins."""
         seen = zip(self.samples, self.exact, self.own, strict=True)
-        costs = [_decibels(decoder(*sample), exact, own) for sample, exact, own in seen]
+        costs = [decibels(decoder(*sample), exact, own) for sample, exact, own in seen]
         count = len(self.originals)
         return float(np.mean(costs[:count]) + _TWIN_WEIGHT * np.mean(costs[count:]))
 
@@ -209,7 +208,7 @@ class _Search:
                     break
 
 
-def _rounded(value: float | Tensor) -> float:
+def rounded(value: float | Tensor) -> float:
     """The value with five significant digits."""
     return float(f"{float(value):.5g}")
 
@@ -224,11 +223,11 @@ def _layers(decoder: QuantizedChain, originals: Sequence[Original]) -> tuple[Lay
             Layer(
                 layer="tail" if index + 1 == len(decoder.convs) else f"body.{index}",
                 precision="int8" if conv.quantized else "fp32",
-                weight_range=_rounded(conv.quantized_weight().abs().max()),
-                input_range=None if inputs is None else _rounded(ACTIVATION_LEVELS * inputs.exp()),
+                weight_range=rounded(conv.quantized_weight().abs().max()),
+                input_range=None if inputs is None else rounded(ACTIVATION_LEVELS * inputs.exp()),
                 output_range=None
                 if low is None or scale is None
-                else (_rounded(low.min()), _rounded((low + ACTIVATION_LEVELS * scale.exp()).max())),
+                else (rounded(low.min()), rounded((low + ACTIVATION_LEVELS * scale.exp()).max())),
                 identity=conv.identity is not None,
                 cost_db=costs[index],
             )
@@ -261,43 +260,3 @@ def trained(quantizer: ChainQuantizer, decoder: QuantizedChain, originals: Seque
     form = ChainForm(quantizer, decoder)
     drop = round(judge(form), 4)
     return Quantized(form, "training", (Remedy("quantization-aware training", "", drop),), _layers(decoder, originals), drop)
-
-
-@torch.no_grad()
-def quantize_any(network: Network, samples: Sequence[Sample], judge: Judge, progress: Progress) -> Quantized:
-    """Quantize the convolutions of a network without an `int8_form`, over the ranges that cost least.
-
-    `samples`: pictures, then a black-and-white twin of each.
-    """
-    progress("quantize: ranges")
-    percentiles = (1.0, *PERCENTILES[1:])
-    spans = observe(network, samples, percentiles)
-    pictures = samples[: len(samples) // 2]  # the twins only widen the ranges
-    compared = [(lr[:, :, :_COMPARED_SIDE, :_COMPARED_SIDE], *condition) for lr, *condition in pictures]
-    exact = [network.decode(*sample) for sample in compared]
-
-    def form_of(percentile: float) -> ConvolutionsForm:
-        return ConvolutionsForm(quantize_convolutions(network, spans, percentile))
-
-    def error(percentile: float) -> float:
-        form = form_of(percentile)
-        return sum(float(F.mse_loss(form(*sample), reference)) for sample, reference in zip(compared, exact, strict=True))
-
-    percentile = min(percentiles, key=error)
-    form = form_of(percentile)
-    drop = round(judge(form), 4)
-    remedy = Remedy("ranges", f"{percentile:.5%} of the values", drop)
-    layers = tuple(
-        Layer(
-            layer=name,
-            precision="int8",
-            weight_range=_rounded(conv.weight.abs().max()),
-            input_range=_rounded(conv.input.reach[1]),
-            output_range=(_rounded(conv.output.reach[0]), _rounded(conv.output.reach[1])),
-            identity=False,
-            cost_db={},
-        )
-        for name, conv in form.network.named_modules()
-        if isinstance(conv, QuantizedConv2d)
-    )
-    return Quantized(form, "post-training", (remedy,), layers, drop)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -143,12 +143,13 @@ def _replaced(network: AnyModule, replace: Callable[[str, nn.Module], nn.Module 
     return result
 
 
-def quantize_convolutions(network: AnyModule, spans: dict[str, tuple[Span, Span]], percentile: float) -> AnyModule:
-    """A copy in which the convolutions of the decoder that may be (`Network.int8_convolutions`) are quantized."""
-    chosen = cast(Any, network).int8_convolutions(list(spans))
+def quantize_convolutions(
+    network: AnyModule, spans: dict[str, tuple[Span, Span]], percentile: float, names: Collection[str]
+) -> AnyModule:
+    """A copy in which the convolutions of these names are quantized. `spans`: from `observe`."""
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
-        if name not in chosen or not isinstance(module, nn.Conv2d):
+        if name not in names or not isinstance(module, nn.Conv2d):
             return None
         before, after = spans[name]
         return QuantizedConv2d(module, Levels.of(*before[percentile]), Levels.of(*after[percentile]))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..interface import ResidualShiftNetwork, ShiftStep
+from ..interface import Derived, ResidualShiftNetwork, ShiftStep
 from .autoencoder import BLOCKS, Autoencoder, Codebook
 from .config import ResShiftConfig
 from .schedule import SAMPLERS
@@ -69,9 +69,9 @@ class ResShift(ResidualShiftNetwork):
             "decoder": max(largest * config.vq_mult[1], attention),
         }
 
-    def derived_constants(self) -> list[Tensor]:
+    def derived(self) -> Derived:
         window = self.config.window_size
-        return [last_row_mask(window, window // 2), time_frequencies(self.config.model_channels)]
+        return Derived((last_row_mask(window, window // 2), time_frequencies(self.config.model_channels)))
 
     def encode(self, lr: Tensor) -> Tensor:
         larger = F.interpolate(lr, scale_factor=float(self.scale), mode="bicubic")

@@ -20,7 +20,7 @@ _BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT64: 8, BOOL: 1}
 MAX_NODES = 50_000
 """A process of 1,000 steps has some 30,000; the largest known network without one 5,000."""
 MAX_RANK = 8
-KNOWN = 4096
+KNOWN = 2**14
 """Constants of so many values at most are read; they may set sizes."""
 AnyArray = NDArray[np.generic]
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from . import rules_layers, rules_layout, rules_shift  # noqa: F401  # they fill RULES
+from . import rules_direct, rules_layers, rules_layout, rules_shift  # noqa: F401  # they fill RULES
 from .graph import FLOAT, UINT8, Graph, GraphError, Node
 from .values import RULES, Inputs, Value, at
 
@@ -50,7 +50,7 @@ def need(graph: Graph, height: int, width: int, *, values: int, products: int) -
             outputs = RULES[node.operator](node, inputs)
         except GraphError as error:
             raise GraphError(f"holds the {node.operator} {node.name!r}, {error}") from None
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
             raise GraphError(f"holds the {node.operator} {node.name!r}, which does not fit its inputs ({error})") from None
         if len(outputs) != len(node.outputs):
             raise GraphError(f"holds the {node.operator} {node.name!r} with {len(node.outputs)} outputs")
@@ -62,7 +62,7 @@ def need(graph: Graph, height: int, width: int, *, values: int, products: int) -
             held[name] = value.size
             total += value.size
             largest = max(largest, value.size)
-        peak = max(peak, total)
+        peak = max(peak, total + _scratch(node, inputs))
         spent += _products(node, inputs, outputs)
         if peak > values or spent > products:
             much = f"hold {peak} values at once, more than its peak_channels explain,"
@@ -99,10 +99,20 @@ def _concrete(name: str, shape: tuple[int | None, ...], height: int, width: int)
     return sides
 
 
+def _scratch(node: Node, inputs: Inputs) -> int:
+    """Values that engines hold while they compute a node, beside its inputs and outputs."""
+    if node.operator != "ConvTranspose":
+        return 0
+    batch, _, height, width = at(inputs, 0).shape
+    return batch * height * width * math.prod(at(inputs, 1).shape[1:])  # one column for each input pixel
+
+
 def _products(node: Node, inputs: Inputs, outputs: Sequence[Value]) -> int:
-    if node.operator in ("Conv", "GroupConv", "AveragePool"):
-        kernel = node.attributes["kernel_shape"] if node.operator == "AveragePool" else at(inputs, 1).shape[-3:]
+    if node.operator in ("Conv", "GroupConv", "AveragePool", "MaxPool"):
+        kernel = node.attributes["kernel_shape"] if "Pool" in node.operator else at(inputs, 1).shape[-3:]
         return outputs[0].size * math.prod(kernel)  # type: ignore[arg-type]
+    if node.operator == "ConvTranspose":
+        return at(inputs, 0).size * math.prod(at(inputs, 1).shape[1:])
     if node.operator in ("MatMul", "Gemm"):
         return outputs[0].size * at(inputs, 0).shape[-2 if node.attributes.get("transA") else -1]
     return 0

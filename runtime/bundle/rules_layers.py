@@ -11,21 +11,23 @@ from numpy.typing import NDArray
 from .graph import BOOL, FLOAT, INT8, INT64, UINT8, GraphError, Node
 from .values import LARGEST, Inputs, Value, at, axes_of, axis_of, broadcast, ints, made, rule
 
-__all__: list[str] = []
+__all__ = ["numbers_of", "windows"]
 
-_MAX_KERNEL = 16
+_MAX_KERNEL = 32
+"""Of any side; PLKSR has kernels of 17."""
 
 
-@rule("Relu", "LeakyRelu", "Erf", "Log", "Sqrt", "Round")
+@rule("Relu", "LeakyRelu", "Erf", "Log", "Sqrt", "Round", "Sigmoid")
 def _unary(node: Node, inputs: Inputs) -> list[Value]:
     return [Value(FLOAT, at(inputs, 0, FLOAT).shape)]
 
 
-@rule("PRelu")
+@rule("PRelu", "PReluByChannel")  # OpenVINO's layer also takes one slope a channel
 def _prelu(node: Node, inputs: Inputs) -> list[Value]:
     x, slope = at(inputs, 0, FLOAT), at(inputs, 1, FLOAT)
-    if slope.size != 1:
-        raise GraphError("whose slope is no single number")
+    by_channel = node.operator == "PReluByChannel" and slope.shape == x.shape[1:2]
+    if not by_channel and broadcast(x.shape, slope.shape) != x.shape:
+        raise GraphError("whose slopes do not fit its input")
     return [Value(FLOAT, x.shape)]
 
 
@@ -100,13 +102,19 @@ def _where(node: Node, inputs: Inputs) -> list[Value]:
 @rule("Pad")
 def _pad(node: Node, inputs: Inputs) -> list[Value]:
     x, pads = at(inputs, 0, FLOAT), ints(inputs, 1)
-    if len(inputs) > 2:  # OpenVINO: before and after apart, then the value
+    if len(inputs) > 3:  # OpenVINO: before and after apart, then the value
         pads += ints(inputs, 2)
-        at(inputs, 3, FLOAT)
-    if len(pads) != 2 * len(x.shape) or min(pads, default=0) < 0:
+    if inputs[-1] is not None and len(inputs) > 2:
+        at(inputs, len(inputs) - 1, FLOAT)
+    mode = node.attributes.get("mode", node.attributes.get("pad_mode", "constant"))
+    if len(pads) != 2 * len(x.shape) or (mode != "constant" and min(pads, default=0) < 0):  # a negative one cuts off
         raise GraphError(f"whose padding {pads[:8]} does not fit its input")
-    rank = len(x.shape)
-    return [made(FLOAT, [side + pads[axis] + pads[axis + rank] for axis, side in enumerate(x.shape)], lambda: None, x)]
+    if mode == "reflect" and any(pad >= max(1, x.shape[axis % len(x.shape)]) for axis, pad in enumerate(pads) if pad):
+        raise GraphError(f"which reflects {max(pads)} pixels of {list(x.shape)}")
+    sides = [side + sum(pads[axis :: len(x.shape)]) for axis, side in enumerate(x.shape)]
+    if min(sides, default=1) < 1 or any(-pad >= x.shape[axis % len(x.shape)] for axis, pad in enumerate(pads) if pad < 0):
+        raise GraphError(f"whose padding {pads[:8]} does not fit its input")
+    return [made(FLOAT, sides, lambda: None, x)]
 
 
 @rule("Resize")
@@ -187,7 +195,7 @@ def _matmul(node: Node, inputs: Inputs) -> list[Value]:
     return [Value(FLOAT, (*broadcast(a[:-2], b[:-2]), a[-2], b[-1]))]
 
 
-def _numbers(node: Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+def numbers_of(node: Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     """An attribute of as many numbers as its default has."""
     value = node.attributes.get(name, default)
     if not isinstance(value, tuple) or len(value) != len(default):
@@ -195,10 +203,10 @@ def _numbers(node: Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
     return value
 
 
-def _windows(node: Node, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
+def windows(node: Node, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
     """Height and width after a kernel has passed over `sides`."""
-    strides, dilations = _numbers(node, "strides", (1, 1)), _numbers(node, "dilations", (1, 1))
-    pads = _numbers(node, "pads", (0, 0, 0, 0))
+    strides, dilations = numbers_of(node, "strides", (1, 1)), numbers_of(node, "dilations", (1, 1))
+    pads = numbers_of(node, "pads", (0, 0, 0, 0))
     result = []
     for axis, (side, size) in enumerate(zip(sides, kernel, strict=True)):
         stride, dilation, before, after = strides[axis], dilations[axis], pads[axis], pads[axis + 2]
@@ -222,7 +230,7 @@ def _convolution(node: Node, inputs: Inputs) -> list[Value]:
         raise GraphError(f"whose kernel is {kernel} and not what it says")
     if len(inputs) > 2 and at(inputs, 2, FLOAT, rank=1).shape != (out,):
         raise GraphError("whose bias does not fit its kernel")
-    return [Value(FLOAT, (batch, out, *_windows(node, sides, kernel)))]
+    return [Value(FLOAT, (batch, out, *windows(node, sides, kernel)))]
 
 
 @rule("GroupConv")
@@ -231,10 +239,10 @@ def _group_convolution(node: Node, inputs: Inputs) -> list[Value]:
     groups, out, per_group, *kernel = at(inputs, 1, FLOAT, rank=5).shape
     if groups * per_group != channels:
         raise GraphError(f"whose kernel for {per_group} × {groups} channels meets {channels}")
-    return [Value(FLOAT, (batch, groups * out, *_windows(node, sides, kernel)))]
+    return [Value(FLOAT, (batch, groups * out, *windows(node, sides, kernel)))]
 
 
 @rule("AveragePool")
 def _average_pool(node: Node, inputs: Inputs) -> list[Value]:
     batch, channels, *sides = at(inputs, 0, FLOAT, rank=4).shape
-    return [Value(FLOAT, (batch, channels, *_windows(node, sides, _numbers(node, "kernel_shape", (0, 0)))))]
+    return [Value(FLOAT, (batch, channels, *windows(node, sides, numbers_of(node, "kernel_shape", (0, 0)))))]

@@ -96,12 +96,14 @@ def _gather(node: Node, inputs: Inputs) -> list[Value]:
     axis = ints(inputs, 2, rank=None)[0] if len(inputs) > 2 else node.attributes.get("axis", 0)
     if index.below is not None and axis == 0 and x.shape and index.below <= x.shape[0]:
         return [Value(x.dtype, (*index.shape, *x.shape[1:]))]
-    if not x.shape or axis != 0 or len(index.shape) > 1:
-        raise GraphError("which does not pick from the first axis")
-    numbers = ints(inputs, 1, rank=None)
-    if any(not -x.shape[0] <= number < x.shape[0] for number in numbers):
-        raise GraphError(f"which picks number {max(numbers)} of {x.shape[0]}")
-    return [made(x.dtype, (*index.shape, *x.shape[1:]), lambda: x.known[index.known], x, index)]  # type: ignore[index]
+    axis = axis_of(axis, len(x.shape))
+    side = x.shape[axis]
+    if index.known is None:
+        raise GraphError("whose sizes depend on what is in the picture")
+    if index.size and not -side <= index.known.min() <= index.known.max() < side:
+        raise GraphError(f"which picks number {index.known.max()} of {side}")
+    shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return [made(x.dtype, shape, lambda: np.take(x.known, index.known, axis), x, index)]  # type: ignore[arg-type]
 
 
 @rule("Slice")
@@ -170,7 +172,11 @@ def _reshape(node: Node, inputs: Inputs) -> list[Value]:
 
 @rule("Squeeze", "Unsqueeze")
 def _squeeze(node: Node, inputs: Inputs) -> list[Value]:
-    x, numbers = at(inputs, 0), ints(inputs, 1, rank=None)
+    x = at(inputs, 0)
+    if node.operator == "Squeeze" and len(inputs) == 1:
+        numbers = [axis for axis, side in enumerate(x.shape) if side == 1]
+    else:
+        numbers = ints(inputs, 1, rank=None)
     if node.operator == "Squeeze":
         axes = axes_of(numbers, len(x.shape))
         if any(x.shape[axis] != 1 for axis in axes):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import BOOL, INT64, KNOWN, GraphError, Node
+from .graph import BOOL, INT64, KNOWN, MAX_RANK, GraphError, Node
 
 __all__ = ["LARGEST", "RULES", "Inputs", "Rule", "Value", "at", "axes_of", "axis_of", "broadcast", "ints", "made", "rule"]
 
@@ -89,7 +89,7 @@ def axes_of(numbers: Sequence[int], rank: int) -> list[int]:
 def made(dtype: str, shape: Sequence[int], compute: Callable[[], Any], *inputs: Value) -> Value:
     """A value, with its numbers if those of all inputs are known and they are integers or booleans."""
     sides = tuple(int(side) for side in shape)
-    if any(side < 0 or side > LARGEST for side in sides):
+    if len(sides) > MAX_RANK or any(side < 0 or side > LARGEST for side in sides):
         raise GraphError(f"whose result would have the shape {list(sides)}")
     known = None
     if dtype in (INT64, BOOL) and all(value.known is not None for value in inputs) and math.prod(sides) <= KNOWN:
