@@ -42,13 +42,14 @@ test-fast: $(VENV)/.dev  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow"
 
 # Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
-BENCH_MODELS ?= rdsr-base rdsr-small rdsr-tiny diffir bicubic span-s rlfn imdn rfdn
+BENCH_MODELS ?= rdsr-base rdsr-small rdsr-tiny diffir bicubic disp span-28 rlfn-ntire imdn rfdn
 BENCH_DATASET ?= $(firstword $(wildcard ../shared/data/test/Set5) export/samples)
-BENCH := benchmarks/results/bench
+# Evaluated once, when it is needed.
+BENCH = $(eval BENCH := benchmarks/results/$(shell $(BIN)/python -c 'from rdsr.benchmarks.host import isa_folder; print(isa_folder())'))$(BENCH)
 # A command that could not measure all of it writes what it has, and the report lists the rest.
 WRITTEN = test -f $(BENCH)/$(1).json
 
-bench: $(VENV)/.export  ## ten minutes: latency, scaling, quality and report in benchmarks/results/bench, the README's table
+bench: $(VENV)/.export  ## ten minutes: latency, scaling, quality and report in benchmarks/results/ISA, the README's table
 	@rm -f $(addprefix $(BENCH)/,latency.json sweep-size.json quality.json)
 	$(BIN)/rdsr bench latency $(addprefix --model ,$(BENCH_MODELS)) --threads 2 --budget 400 -o $(BENCH) || $(call WRITTEN,latency)
 	$(BIN)/rdsr bench latency --model rdsr-base --model rdsr-small --backend onnxruntime --backend openvino --sweep size --threads 2 --budget 200 -o $(BENCH) || $(call WRITTEN,sweep-size)

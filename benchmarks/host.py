@@ -14,7 +14,7 @@ from typing import Any
 
 from ..runtime.host import cpu
 
-__all__ = ["code_digest", "stamp"]
+__all__ = ["ISA_FOLDERS", "code_digest", "isa_folder", "stamp"]
 
 _PACKAGES = ("rdsr", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
 _ROOT = Path(__file__).parent.parent
@@ -25,6 +25,21 @@ def stamp() -> dict[str, Any]:
     """Return the head of every report: "date" (UTC, ISO 8601, to the second), "commit" and "host"."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"date": now, "commit": _commit(), "host": _host()}
+
+
+ISA_FOLDERS = {
+    "amx": {"amx_int8"},
+    "avx512-vnni": {"avx512_vnni"},
+    "avx512": {"avx512f"},
+    "avx2-vnni": {"avx_vnni"},
+    "avx2": {"avx2"},
+}
+"""Folder of `benchmarks/results` → flags of the CPUs whose results it holds, the fastest in int8 first."""
+
+
+def isa_folder() -> str:
+    """The folder of `ISA_FOLDERS` for this CPU; "other" if it is none of them."""
+    return next((name for name, flags in ISA_FOLDERS.items() if flags <= cpu.cpu_flags()), "other")
 
 
 def _host() -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
-from .console import print_json, stderr, stdout, steps_shown
+from .console import print_json, print_table, stderr, stdout, steps_shown
 from .exit_codes import FAILED, command, fail
 from .options import (
     BackendOption,
@@ -58,7 +58,7 @@ def quality(
     from ..benchmarks.errors import BenchmarkError
     from ..benchmarks.host import stamp
     from ..benchmarks.quality import measure as bench
-    from ..benchmarks.report.tables import DROP_COLUMNS, QUALITY_COLUMNS
+    from ..benchmarks.report.tables import DROP_COLUMNS, QUALITY_COLUMNS, write_table
     from ..benchmarks.subjects.find import find_subject
 
     wanted = [p.strip() for p in precision.split(",") if p.strip()] or ["auto"]
@@ -84,16 +84,23 @@ def quality(
         named: list[str | None] = [*bundle] if bundle else [None]
         references = [bench.bundle(b, backend=backend, precision="fp32", threads=threads) for b in named]
         against = {reference.model: reference for reference in references}
+    columns, stamped = DROP_COLUMNS if drop else QUALITY_COLUMNS, stamp()
+
+    def keep(so_far: list[bench.QualityRow]) -> None:
+        if output is not None:
+            rows = [dataclasses.asdict(row) for row in so_far]
+            write_table(output, "quality", stamped | {"rows": rows}, columns, rows)
+
     with steps_shown("quality") as progress:
-        measured, failed = bench.quality(candidates, [*dataset, *(more or [])], progress, against, degradation or (None,))
+        sets = [*dataset, *(more or [])]
+        measured, failed = bench.quality(candidates, sets, progress, against, degradation or (None,), keep)
     failures += failed
     if not measured:
         fail("; ".join(failures), FAILED, as_json)
     rows = [dataclasses.asdict(row) for row in measured]
-    report = stamp() | (rows[0] if len(rows) == 1 and not failures else {"rows": rows})
+    report = stamped | (rows[0] if len(rows) == 1 and not failures else {"rows": rows})
     if failures:
         report |= {"failures": failures}
-    columns = DROP_COLUMNS if drop else QUALITY_COLUMNS
     deliver("quality", report, columns, rows, output, as_json)
     for sentence in failures:
         stderr.print(f"rdsr: {sentence}", style="red")
@@ -268,7 +275,7 @@ def show_rows(report: dict[str, Any], columns: Columns, rows: list[dict[str, Any
     if as_json:
         print_json(report)
         return
-    table = Table(*(title for title, _ in columns.values()))
+    table = Table(*(Column(title, overflow="fold") for title, _ in columns.values()))
     for row in rows:
         table.add_row(*cells(columns, row))
-    stdout.print(table)
+    print_table(table)

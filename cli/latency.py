@@ -17,7 +17,7 @@ __all__ = ["latency", "report"]
 
 _SWEPT_SIZES = ("64x64", "128x128", "256x256", "512x512", "1024x1024")
 _SWEPT_BATCHES = (1, 2, 4, 8)
-_NOT_SHOWN = ("p99_ms", "graphs_ms", "runs", "gflops", "error", "stable", "batch")
+_NOT_SHOWN = ("p99_ms", "conversion_ms", "graphs_ms", "runs", "gflops", "error", "stable", "batch")
 """Columns that only the files show: a terminal has no room for them."""
 
 
@@ -97,7 +97,11 @@ def latency(
     rows = [
         row | {"size": "×".join(map(str, row["size"])), "graphs_ms": _listed(row["graphs_ms"])} for row in report["rows"]
     ]
-    columns = {key: LATENCY_COLUMNS[key] for key in LATENCY_COLUMNS if key != "graphs_ms" or any(row[key] for row in rows)}
+    columns = {
+        key: LATENCY_COLUMNS[key]
+        for key in LATENCY_COLUMNS
+        if key not in ("graphs_ms", "conversion_ms") or any(row[key] for row in rows)
+    }
     if sweep is not None:
         fits = {(fit["model"], fit["backend"], fit["precision"]): fit for fit in report["fits"]}
         rows = [
@@ -113,6 +117,9 @@ def latency(
         (output / f"{name}.partial.json").unlink(missing_ok=True)
     show_rows(report, {key: columns[key] for key in columns if key not in _NOT_SHOWN}, rows, as_json)
     for row in rows if not as_json else ():
+        if row["conversion_ms"]:
+            named = f"{row['model']}, {row['backend']} {row['precision']}, {row['size']}"
+            stdout.print(f"{named}: pictures to floats and back take {row['conversion_ms']:.1f} ms beside it")
         if row["graphs_ms"]:
             stdout.print(f"{row['model']}, {row['backend']} {row['precision']}, {row['size']}: {row['graphs_ms']} ms a run")
     _say_what_went_wrong(report)

@@ -7,12 +7,14 @@ import hashlib
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from ...atomic import atomic_write
@@ -25,6 +27,7 @@ from ...runtime.host.processes import call_apart
 from ..errors import BenchmarkError
 from ..host import code_digest, stamp
 from ..subjects.find import Subject, kept_folder
+from ..subjects.photograph import photograph
 from .rows import BASELINE, Job, compare, fit_exponents, input_of, row_of
 
 __all__ = ["BACKENDS", "NOT_RUN", "Options", "jobs_of", "measure_latency"]
@@ -40,16 +43,17 @@ _LARGEST_SHARE = 0.25
 """Largest share of the budget that one call in a sweep may be expected to take."""
 _TIMEOUT = 900.0
 _SETTINGS = """\
-Every row takes an array of uint8 pictures and returns one. It runs in its own processes, one a round.
+Every row runs in its own processes, one a round, on a photograph.
+Bundles and torch take an array of uint8 pictures and return one: converting it is part of their time.
+Other people's graphs are timed on the engine's own call; what converting pictures takes beside it is apart (conversion_ms).
 Threads are set in every engine (torch: intra-op, one inter-op; ONNX Runtime: no spinning; OpenVINO: no pinning).
 Precision is set in every engine: OpenVINO's float32 rows never run in bf16.
 Bundles run through rdsr.runtime.Upscaler; torch runs the fused network as one module.
 torch runs a batch at once, and so does ONNX Runtime for other people's graphs; all others run picture by picture.
-Above 384×384 LR pixels an Upscaler cuts tiles and torch does not; halos are not counted as operations.
+Above 512×512 LR pixels an Upscaler cuts tiles and torch does not; halos are not counted as operations.
 Networks of several heavy graphs say how long a run of each takes (graphs_ms): the median of all runs in a process.
 Cold start: from before the process starts to the first picture; median of the rounds.
 OpenVINO compiles in the first round and finds the result in a cache in later ones, for peers as for bundles.
-Float rows convert uint8 to floats and back in NumPy (some 2 ms at 128×128); graphs of uint8 do it themselves.
 Memory comes from the system's allocator in its default settings, for torch as for all others.
 With fewer than 10 (100) runs, p90 (p99) is little more than the slowest run.
 Spread: largest minus smallest median of the rounds, over the middle one; of four or more the furthest is left out."""
@@ -235,7 +239,10 @@ def _sample(job: Job, seconds: float, environment: Mapping[str, str]) -> Sample:
     facts = dataclasses.asdict(job) | {"seconds": seconds}
     if job.subject.kind == "onnx":
         facts["input"] = dataclasses.asdict(input_of(Path(str(job.subject.path))))
-    return _apart("worker", "measure", [facts | {"begun": time.time()}], environment, job.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        facts["pictures"] = str(Path(folder) / "pictures.npy")
+        np.save(facts["pictures"], np.repeat(photograph(*job.size)[None], job.batch, axis=0))
+        return _apart("worker", "measure", [facts | {"begun": time.time()}], environment, job.threads)
 
 
 def _beyond(job: Job, jobs: Sequence[Job], samples: Mapping[str, Sequence[Sample]], options: Options) -> str | None:

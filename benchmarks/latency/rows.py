@@ -32,8 +32,8 @@ LARGEST_SPREAD = 0.1
 """Largest spread of the rounds' medians (see `_spread`) in a stable row."""
 _MEASURED = {
     "rounds": None, "runs": None, "p50_ms": 3, "p90_ms": 3, "p99_ms": 3, "min_ms": 3, "spread": 4, "stable": None,
-    "cold_start_ms": 1, "peak_rss_mb": 1, "gflops": 3, "params_m": 4, "throughput_gflops": 1, "share_of_peak": 4,
-    "speedup_vs_baseline": 3,
+    "conversion_ms": 2, "cold_start_ms": 1, "peak_rss_mb": 1, "gflops": 3, "params_m": 4, "throughput_gflops": 1,
+    "share_of_peak": 4, "speedup_vs_baseline": 3,
 }  # fmt: skip
 """Measured values of a row → decimal places; None: stored as they are."""
 
@@ -91,6 +91,7 @@ def row_of(
         "min_ms": float(times.min()),
         "spread": spread,
         "stable": len(samples) >= LEAST_ROUNDS and spread is not None and spread <= LARGEST_SPREAD and error is None,
+        "conversion_ms": _median_of(samples, "conversion_ms"),
         "cold_start_ms": statistics.median(sample["cold_start_ms"] for sample in samples),
         "peak_rss_mb": statistics.median(sample["peak_rss_mb"] for sample in samples),
         "params_m": params_m,
@@ -109,6 +110,12 @@ def row_of(
             role: round(statistics.median(sample["graphs_ms"][role] for sample in samples), 1) for role in graphs
         }
     return row | {"error": None, "failed_later": error}
+
+
+def _median_of(samples: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Median of a value that not every sample has."""
+    found = [sample[key] for sample in samples if sample.get(key) is not None]
+    return statistics.median(found) if found else None
 
 
 def _spread(medians: Sequence[float]) -> float | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..process import peak_mb
+from ..subjects.onnx_model import OnnxModel, PictureInput
 
 __all__ = ["measure", "time_calls"]
 
 Pictures = NDArray[np.uint8]
 _MOST_CALLS = 500
+_CONVERSIONS = 0.2
+"""Seconds in which conversions are timed."""
 _LONG_WARM_UP = 0.5
 """Seconds. If the first call takes longer, it is warm-up enough."""
 
@@ -25,6 +30,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load the model, call it once, then call it again for `job["seconds"]`. Other keys are the fields of `rows.Job`.
 
     `job["input"]`: for an ONNX file, the fields of `read_input`'s result; users would not wait for reading them.
+    `job["pictures"]`: file of a NumPy array, N×H×W×3 uint8.
     `job["begun"]`: `time.time()` before this process was started. The system's own start time of a process can be a second
     off, because it is relative to the start of Linux, which Linux rounds.
 
@@ -38,16 +44,27 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = job["size"]
-    pictures = np.random.default_rng(0).integers(0, 256, (job["batch"], height, width, 3), dtype=np.uint8)
+    pictures: Pictures = np.load(job["pictures"])
     call, graph_seconds = _load(job)
     started = time.perf_counter()
     call(pictures)
     first = time.perf_counter() - started
     cold = time.time() - job["begun"]
-    times = time_calls(lambda: call(pictures), seconds=job["seconds"], warm_up=0 if first > _LONG_WARM_UP else 2)
+    warm_up = 0 if first > _LONG_WARM_UP else 2
+    for _ in range(warm_up):
+        call(pictures)
+    peak, conversion_ms = peak_mb(), None  # before arrays are kept apart
+    timed: Callable[[], object] = partial(call, pictures)
+    if isinstance(call, OnnxModel):
+        timed, convert = call.apart(pictures)
+        if call.input.layout == "nchw":
+            conversion_ms = statistics.median(time_calls(convert, seconds=_CONVERSIONS, warm_up=1))
+    times = time_calls(timed, seconds=job["seconds"], warm_up=0)
+    if not isinstance(call, OnnxModel):
+        peak = peak_mb()
     graphs = {role: 1e3 * seconds for role, seconds in graph_seconds().items()}
-    return {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak_mb(), "graphs_ms": graphs}
+    measured = {"cold_start_ms": 1e3 * cold, "times_ms": times, "peak_rss_mb": peak, "graphs_ms": graphs}
+    return measured | {"conversion_ms": conversion_ms}
 
 
 def time_calls(call: Callable[[], object], *, seconds: float, warm_up: int, most: int = _MOST_CALLS) -> list[float]:
@@ -76,8 +93,6 @@ def _load(job: Mapping[str, Any]) -> tuple[Callable[[Pictures], object], Callabl
     if subject["kind"] == "bicubic":
         return _bicubic(subject["scale"], job["threads"]), dict
     if subject["kind"] == "onnx":
-        from ..subjects.onnx_model import OnnxModel, PictureInput
-
         return OnnxModel(Path(subject["path"]), taken=PictureInput.of(job["input"]), **engine), dict
     if job["backend"].startswith("torch"):
         return _torch(Path(subject["checkpoint"]), job["threads"], compiled=job["backend"] == "torch-compile"), dict

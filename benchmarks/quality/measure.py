@@ -15,11 +15,11 @@ from ...runtime.errors import EngineError, RdsrError
 from ...runtime.host import cpu
 from ...runtime.metrics import psnr_drop, psnr_rgb, psnr_y, ssim_y
 from ...runtime.pictures.arrays import from_graph, to_graph
-from ...runtime.pictures.reading import read_picture
 from ...runtime.upscaler import Upscaler
 from ..errors import BenchmarkError, CandidateError
 from ..subjects.find import Subject
 from ..subjects.onnx_model import OnnxModel
+from ..subjects.photograph import photograph
 from .datasets import Dataset, find_dataset
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
 ]  # fmt: skip
 
 Rgb = NDArray[np.uint8]
-_SAMPLE = Path(__file__).parents[2] / "export" / "samples" / "LRx4" / "portrait.png"
 _PROBE = 48
 """LR pixels a side of the picture that shows a graph's value range and scale."""
 
@@ -87,7 +86,7 @@ def onnx_file(path: Path, *, backend: str, threads: int | None) -> Candidate:
     engine: Backend = "openvino" if backend == "openvino" or path.suffix.lower() == ".xml" else "onnxruntime"
     model = OnnxModel(path, backend=engine, precision="fp32", threads=threads or cpu.available_threads())
     height, width = (side or _PROBE for side in model.input.fixed)
-    lr = read_picture(_SAMPLE).pixels.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
+    lr = photograph(height, width)
     try:
         model.find_range(lr)
         scale = model(lr[None]).shape[1] // height
@@ -195,10 +194,12 @@ def quality(
     progress: Callable[[str], None] = lambda what: None,
     against: Mapping[str, Candidate] | None = None,
     degradations: Sequence[str | None] = (None,),
+    measured: Callable[[list[QualityRow]], None] = lambda rows: None,
 ) -> tuple[list[QualityRow], list[str]]:
     """Measure every candidate on every data set. Returns the rows, and a sentence for each candidate that fails on one.
 
     `against`: model → the candidate that its drops are measured from. `degradations`: see `find_dataset`.
+    `measured` gets all rows so far after each.
     Raises `BenchmarkError` if a data set is at fault. Missing files are found before the first picture runs.
     """
     ways = [(root, degradation) for root in datasets for degradation in degradations]
@@ -210,4 +211,6 @@ def quality(
             rows.append(measure(candidate, dataset, (against or {}).get(candidate.model)))
         except CandidateError as error:
             failures.append(str(error))
+        else:
+            measured(rows)
     return rows, failures

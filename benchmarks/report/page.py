@@ -13,6 +13,7 @@ import jinja2
 from ...atomic import atomic_write
 from ...runtime.files import read_regular
 from ..errors import BenchmarkError
+from ..host import ISA_FOLDERS
 from .data import read_results
 from .facts import Facts, pareto, quantity, ratio
 from .front import frames
@@ -105,9 +106,15 @@ def markdown_text(text: str) -> str:
 def update_readme(readme: Path, folder: Path) -> None:
     """Replace the text between `MARKS` by `readme_block`; the rest stays as it is, to the byte.
 
+    If the folder is one of `ISA_FOLDERS`, those beside it have blocks of their own, in that order.
+
     Raises `BenchmarkError` if the marks are not there once each and in order, or the file cannot be read.
     """
-    block = readme_block(folder)
+    folders = [folder]
+    if folder.resolve().name in (*ISA_FOLDERS, "other"):
+        beside = (folder.resolve().parent / name for name in (*ISA_FOLDERS, "other"))
+        folders = [each for each in beside if (each / "latency.json").is_file()]
+    block = "\n\n".join(readme_block(each) for each in folders)
     try:
         text = readme.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -113,7 +114,9 @@ def _digest(*parts: str) -> str:
 def _sources() -> str:
     """Digest of the code and tools that make graphs: another digest means another export."""
     peers = (Path(__file__).parent / "peer_networks.py").read_text()
-    tools = map(importlib.metadata.version, ("torch", "onnx", "onnxsim", "openvino", "onnxruntime"))
+    tools = [importlib.metadata.version(tool) for tool in ("torch", "onnx", "onnxsim", "openvino", "onnxruntime")]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        tools.append(importlib.metadata.version("spandrel"))
     return _digest(code_digest("models", "export"), peers, *tools)
 
 
@@ -159,7 +162,7 @@ def _network(model: str, progress: Progress, precisions: tuple[Precision, ...]) 
 
 def _export(checkpoint: Path, bundle: Path, precisions: tuple[Precision, ...], progress: Progress) -> str | None:
     """Export a checkpoint. Returns why that failed, or None."""
-    from ...export.errors import ProofError
+    from ...export.errors import ExportError
     from ...export.exporter import ExportOptions, export_checkpoint
 
     # The limit of the drop is out of reach: all precisions are timed, however much int8 loses.
@@ -173,7 +176,7 @@ def _export(checkpoint: Path, bundle: Path, precisions: tuple[Precision, ...], p
     )
     try:
         result = export_checkpoint(options, progress)
-    except (ProofError, EngineError) as error:
+    except (ExportError, EngineError) as error:
         return f"its export failed: {error}"
     failed = sorted({f"{v.precision} on {v.engine}" for v in result.verification.variants if v.passed is False})
     return None if result.passed else f"its export failed the proof ({', '.join(failed)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.engines import Backend, Precision, load_session
+from ...runtime.pictures.arrays import from_graph, to_graph
 from ..errors import BenchmarkError
 
 __all__ = ["OnnxModel", "PictureInput", "read_input"]
@@ -138,21 +139,47 @@ class OnnxModel:
         parts = [self._run(pictures[start : start + step]) for start in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def apart(self, pictures: Rgb) -> tuple[Callable[[], object], Callable[[], object]]:
+        """The engine's own calls on these pictures, and the conversion before and behind them, as two functions.
+
+        Graphs of uint8 pictures convert by themselves: for them the second one only copies.
+        """
+        step = self._at_once or len(pictures)
+        parts = [pictures[start : start + step] for start in range(0, len(pictures), step)]
+        feeds = [self._feed(part) for part in parts]
+        outputs = [self._session.run(feed)[0] for feed in feeds]
+
+        def convert() -> None:
+            for part, larger in zip(parts, outputs, strict=True):
+                self._feed(part)
+                self._pictures(larger, part)
+
+        return lambda: [self._session.read(feed, lambda outputs: None) for feed in feeds], convert
+
     def _run(self, pictures: Rgb) -> Rgb:
-        x, floats = pictures, self.input.layout == "nchw"
-        white = np.float32(self.full_scale)
-        if floats:
-            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2).astype(np.float32) * (white / np.float32(255)))
-        larger = self._session.run({self.input.name: x})[0]
-        if larger.ndim != 4 or larger.dtype != x.dtype:
+        return self._session.read(self._feed(pictures), lambda outputs: self._pictures(outputs[0], pictures))
+
+    def _feed(self, pictures: Rgb) -> dict[str, NDArray[Any]]:
+        if self.input.layout == "nhwc":
+            return {self.input.name: pictures}
+        floats = np.concatenate([to_graph(picture) for picture in pictures])
+        return {self.input.name: floats if self.full_scale == 1 else floats * np.float32(self.full_scale)}
+
+    def _pictures(self, larger: NDArray[Any], pictures: Rgb) -> Rgb:
+        """The output for these pictures as pictures, not lent any more."""
+        floats = self.input.layout == "nchw"
+        if larger.ndim != 4 or larger.dtype != (np.float32 if floats else np.uint8):
             wanted = "N×3×sH×sW float32" if floats else "N×sH×sW×3 uint8"
             raise BenchmarkError(f"{self.path} gives {larger.dtype} {larger.shape}, not {wanted}")
-        if floats:
-            larger = np.rint(np.clip(larger.transpose(0, 2, 3, 1) * (np.float32(255) / white), 0, 255)).astype(np.uint8)
-        scale = larger.shape[1] // pictures.shape[1]
-        if scale < 1 or larger.shape[1:] != (scale * pictures.shape[1], scale * pictures.shape[2], 3):
-            raise BenchmarkError(f"{self.path} turns {pictures.shape[1:]} into {larger.shape[1:]}, which is no upscaling")
-        return np.ascontiguousarray(larger)
+        shape = (*larger.shape[2:], larger.shape[1]) if floats else larger.shape[1:]
+        scale = shape[0] // pictures.shape[1]
+        if scale < 1 or shape != (scale * pictures.shape[1], scale * pictures.shape[2], 3):
+            raise BenchmarkError(f"{self.path} turns {pictures.shape[1:]} into {shape}, which is no upscaling")
+        if not floats:
+            return np.array(larger)
+        with np.errstate(invalid="ignore", over="ignore"):  # floats of the wrong range end anywhere
+            values = larger if self.full_scale == 1 else larger / np.float32(self.full_scale)
+            return np.stack([from_graph(value[None], pictures[0]) for value in values])
 
     def find_range(self, lr: Rgb) -> None:
         """Choose floats of 0 … 1 or of 0 … 255: those whose result for H×W×3 `lr` is more like its bicubic enlargement.

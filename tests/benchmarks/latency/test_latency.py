@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from rdsr.benchmarks.latency.flops import convolution_gflops, graph_facts
 from rdsr.benchmarks.latency.measure import Options, jobs_of, measure_latency
 from rdsr.benchmarks.latency.peaks import convolution_stack, matmul, measure_peak
 from rdsr.benchmarks.latency.rows import Job, fit_exponents
+from rdsr.benchmarks.quality import measure as quality_measure
 from rdsr.benchmarks.quality.measure import onnx_file
+from rdsr.benchmarks.subjects import onnx_model
 from rdsr.benchmarks.subjects.find import find_subject
 from rdsr.benchmarks.subjects.onnx_model import OnnxModel, read_input
+from rdsr.benchmarks.subjects.photograph import photograph
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
 from rdsr.export.errors import ProofError
 from rdsr.models.registry import load_model
 from rdsr.runtime.bundle import Bundle
 from rdsr.runtime.host import cpu
+from rdsr.runtime.pictures.arrays import to_graph
 from rdsr.tests.benchmarks.latency.synthetic import NOTE, sleepers, synthetic
 from rdsr.tests.conftest import random_network, write_checkpoint
 
@@ -295,6 +300,78 @@ def test_peaks_are_numbers_of_this_machine(precision: str) -> None:
     assert peak["convolution_gflops"] > 0
     assert peak["matmul_gflops"] > 0
     assert math.isfinite(peak["convolution_gflops"] + peak["matmul_gflops"])
+
+
+def test_a_peers_conversion_stands_beside_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own call is timed, so that int8, whose graphs convert by themselves, is not flattered."""
+    path = peer(tmp_path / "peer.onnx", scale=4)
+    model = OnnxModel(path, backend="onnxruntime", precision="fp32", threads=1)
+    pictures = photograph(40, 52)[None]
+    call, convert = model.apart(pictures)
+    converted = []
+    monkeypatch.setattr(onnx_model, "to_graph", lambda picture: converted.append(1) or to_graph(picture))
+    call()
+    assert not converted
+    convert()
+    assert converted == [1]
+    assert np.array_equal(model(pictures)[0], pictures[0].repeat(4, axis=0).repeat(4, axis=1))
+    (row,) = measure([Job(find_subject(str(path)), "onnxruntime", "fp32", (40, 52), 1, 1)]).values()
+    assert row["p50_ms"] > 0
+    assert row["conversion_ms"] > 0
+    (row,) = measure([Job(find_subject("bicubic"), "opencv", "uint8", (40, 52), 1, 1)]).values()
+    assert row["conversion_ms"] is None
+
+
+def test_a_photograph_has_any_size() -> None:
+    small, large = photograph(20, 30), photograph(400, 1000)
+    assert (small.shape, large.shape, large.dtype) == ((20, 30, 3), (400, 1000, 3), np.uint8)
+    assert np.array_equal(large[:20, :30], small)
+    assert np.array_equal(large[:, 234:300], large[:, 233:167:-1]), "mirrored at its edge"
+
+
+def test_a_graph_that_overflows_warns_nobody(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Which range a graph takes is tried out, and floats of the wrong one end in infinity or what is not a number."""
+    # Above 100, what is added is infinity minus infinity; below, nothing.
+    nodes = [helper.make_node("Sub", ["x", "hundred"], ["a"]), helper.make_node("Exp", ["a"], ["b"])]
+    nodes += [helper.make_node("Sub", ["b", "b"], ["c"]), helper.make_node("Add", ["x", "c"], ["d"])]
+    nodes += [helper.make_node("Resize", ["d", "", "scales"], ["y"], mode="nearest")]
+    constants = {"hundred": np.float32(100), "scales": np.array([1, 1, 2, 2], np.float32)}
+    value = helper.make_tensor_value_info
+    ports = [value(name, TensorProto.FLOAT, ["n", 3, f"{name}h", f"{name}w"]) for name in "xy"]
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    path = tmp_path / "overflows.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert onnx_file(path, backend="onnxruntime", threads=1).scale == 2
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_tables_cut_no_names_when_captured(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("a-very-long-name-" * 8)
+    shutil.copytree(exported, folder / "b")
+    arguments = ["bench", "quality", "--model", str(folder / "b"), "--precision", "fp32", "--threads", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--dataset", str(SAMPLES)])
+    assert done.exit_code == 0, done.output
+    assert str(folder / "b") in done.stdout
+
+
+def test_quality_writes_each_row_as_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def failing(candidate: Any, dataset: Any, against: Any = None) -> Any:
+        if (tmp_path / "quality.json").exists():
+            seen.append(json.loads((tmp_path / "quality.json").read_text())["rows"])
+            raise KeyboardInterrupt
+        return right(candidate, dataset, against)
+
+    right = quality_measure.measure
+    monkeypatch.setattr(quality_measure, "measure", failing)
+    arguments = ["bench", "quality", "--dataset", str(SAMPLES), "--dataset", str(SAMPLES), "--model", "bicubic"]
+    done = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path)])
+    assert done.exit_code == 130
+    assert [[row["model"] for row in rows] for rows in seen] == [["bicubic"]]
+    assert len(json.loads((tmp_path / "quality.json").read_text())["rows"]) == 1
+    assert (tmp_path / "quality.md").is_file()
 
 
 def test_the_command_gives_the_contracts_keys(exported: Path, tmp_path: Path) -> None:

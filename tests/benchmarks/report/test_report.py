@@ -540,6 +540,20 @@ def test_the_readme_gets_its_table_and_keeps_the_rest(tmp_path: Path) -> None:
         assert unwanted not in block
 
 
+def test_each_instruction_set_has_its_table(tmp_path: Path) -> None:
+    for name, commit in (("avx2", "aaaaaaa"), ("amx", "bbbbbbb"), ("other", "ccccccc")):
+        content = latency() | {"commit": commit}
+        write(tmp_path / "results" / name, latency=content, quality=quality())
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{MARKS[0]}\n{MARKS[1]}")
+    update_readme(readme, tmp_path / "results" / "avx2")
+    text = readme.read_text()
+    assert text.index("commit bbbbbbb") < text.index("commit aaaaaaa"), "the fastest in int8 first"
+    assert text.index("commit aaaaaaa") < text.index("commit ccccccc")
+    update_readme(readme, write(tmp_path / "mine", latency=latency(), quality=quality()))
+    assert readme.read_text().count("Measured") == 1, "a folder of any other name stands alone"
+
+
 def test_the_readme_says_that_a_run_was_noisy(tmp_path: Path) -> None:
     content = latency()
     for r in content["rows"]:
