@@ -12,11 +12,6 @@ _MAX_SIDE, _MAX_OVERLAP = 16, 4
 """Of kernels and strides of transposed convolutions; how often a kernel may pass over a pixel along one axis."""
 
 
-@rule("Exp", "Softplus", "Tanh")
-def _unary(node: Node, inputs: Inputs) -> list[Value]:
-    return [Value(FLOAT, at(inputs, 0, FLOAT).shape)]
-
-
 @rule("InstanceNormalization")
 def _instance_normalization(node: Node, inputs: Inputs) -> list[Value]:
     x = at(inputs, 0, FLOAT)

@@ -17,7 +17,7 @@ _MAX_KERNEL = 32
 """Of any side; PLKSR has kernels of 17."""
 
 
-@rule("Relu", "LeakyRelu", "Erf", "Log", "Sqrt", "Round", "Sigmoid")
+@rule("Relu", "LeakyRelu", "Erf", "Log", "Sqrt", "Round", "Sigmoid", "Exp", "Softplus", "Tanh")
 def _unary(node: Node, inputs: Inputs) -> list[Value]:
     return [Value(FLOAT, at(inputs, 0, FLOAT).shape)]
 
