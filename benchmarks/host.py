@@ -27,19 +27,20 @@ def stamp() -> dict[str, Any]:
     return {"date": now, "commit": _commit(), "host": _host()}
 
 
-ISA_FOLDERS = {
+ISA_FOLDERS: dict[str, set[str]] = {
     "amx": {"amx_int8"},
     "avx512-vnni": {"avx512_vnni"},
     "avx512": {"avx512f"},
     "avx2-vnni": {"avx_vnni"},
     "avx2": {"avx2"},
+    "other": set(),
 }
 """Folder of `benchmarks/results` → flags of the CPUs whose results it holds, the fastest in int8 first."""
 
 
 def isa_folder() -> str:
-    """The folder of `ISA_FOLDERS` for this CPU; "other" if it is none of them."""
-    return next((name for name, flags in ISA_FOLDERS.items() if flags <= cpu.cpu_flags()), "other")
+    """The first folder of `ISA_FOLDERS` whose flags this CPU has."""
+    return next(name for name, flags in ISA_FOLDERS.items() if flags <= cpu.cpu_flags())
 
 
 def _host() -> dict[str, Any]:

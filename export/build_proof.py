@@ -32,6 +32,7 @@ _NOISE = 255 / 10 ** (30 / 20) / (219 / 255)
 """Standard deviation in grey levels, equal in all three colours, of noise that gives 30 dB on luma of 16 … 235."""
 _NO_PICTURE = 12.0
 """PSNR-Y below which an output has nothing to do with the original, and the drop from it means nothing."""
+_WORDS = "the network's %s is only %.1f dB like the original: int8 is judged by what it changes, not by that picture"
 LARGE = (130, 151)
 """Height and width of a picture larger than any training patch."""
 
@@ -71,15 +72,15 @@ def build_proof(kind: GraphKind[Any], judging: Sequence[CalibrationPicture] = ()
         output = result.numpy()
         if not np.isfinite(output).all():
             raise ProofError(f"the torch model gives NaN or infinity on {name}, so there is nothing to prove against")
-        if hr is not None and not random_weights and (db := psnr_y(from_graph(output, lr), hr, scale)) < _NO_PICTURE:
-            words = (
-                "the network's %s is only %.1f dB like the original: int8 is judged by what it changes, not by that picture"
-            )
-            logger.warning(words, name, db)
-            hr = _with_noise(from_graph(output, lr))
-        elif hr is not None and random_weights:
-            hr = _with_noise(from_graph(output, lr))
-        quality = None if hr is None else psnr_y(from_graph(output, lr), hr, scale)
+        quality = None
+        if hr is not None:
+            picture = from_graph(output, lr)
+            quality = psnr_y(picture, hr, scale)
+            if random_weights or quality < _NO_PICTURE:
+                if not random_weights:
+                    logger.warning(_WORDS, name, quality)
+                hr = _with_noise(picture)
+                quality = psnr_y(picture, hr, scale)
         expected = np.ascontiguousarray(output[0].transpose(1, 2, 0))
         cases.append(Case(name=name, lr=lr, expected=expected, hr=hr, psnr_y=quality, dataset=dataset, stages=stages))
     return Proof(tuple(cases), kind.seed, kind.tolerances)

@@ -111,8 +111,8 @@ def update_readme(readme: Path, folder: Path) -> None:
     Raises `BenchmarkError` if the marks are not there once each and in order, or the file cannot be read.
     """
     folders = [folder]
-    if folder.resolve().name in (*ISA_FOLDERS, "other"):
-        beside = (folder.resolve().parent / name for name in (*ISA_FOLDERS, "other"))
+    if folder.resolve().name in ISA_FOLDERS:
+        beside = (folder.resolve().parent / name for name in ISA_FOLDERS)
         folders = [each for each in beside if (each / "latency.json").is_file()]
     block = "\n\n".join(readme_block(each) for each in folders)
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from .probes import storage_of, tensors_in
 
 __all__ = ["Budget"]
 
@@ -44,14 +45,13 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.calls -= 1
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        given = tensors_in((args, kwargs))
         sides = [side for each in args[:1] for side in (each if isinstance(each, (list, tuple)) else [each])]
         expected = 0 if given else math.prod(int(side) for side in sides if isinstance(side, (int, float)))
         self._check(expected)
         out = function(*args, **(kwargs or {}))
-        known = {each.untyped_storage().data_ptr() for each in given}
-        made = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
-        self.values -= sum(each.numel() for each in made if each.untyped_storage().data_ptr() not in known)
+        known = {storage_of(each) for each in given}
+        self.values -= sum(each.numel() for each in tensors_in(out) if storage_of(each) not in known)
         self._check(0)
         return out
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..interface import Derived
 
-__all__ = ["LARGEST_RADIUS", "derived_of", "radius_of"]
+__all__ = ["LARGEST_RADIUS", "derived_of", "radius_of", "storage_of", "tensors_in"]
 
 LARGEST_RADIUS = 128
 """Networks that see further are tiled with an overlap: exact tiles would consist mostly of what is thrown away."""
@@ -32,8 +32,8 @@ class _Constants(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, weights: Mapping[str, Tensor], picture: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.keys = {_storage(value): key for key, value in weights.items()}
-        self.varies = {_storage(picture)}
+        self.keys = {storage_of(value): key for key, value in weights.items()}
+        self.varies = {storage_of(picture)}
         self.alive: list[Tensor] = [picture]  # places are theirs as long as they live
         self.used: set[str] = set()
         self.values: dict[int, Tensor] = {}
@@ -42,33 +42,32 @@ class _Constants(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        inputs, outputs = (
-            [each for each in tree_leaves(tree) if isinstance(each, Tensor)] for tree in ((args, kwargs), out)
-        )
-        self._see(function, inputs, outputs)
+        self._see(function, tensors_in((args, kwargs)), tensors_in(out))
         return out
 
     def _see(self, function: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         self.alive += [*inputs, *outputs]
-        if not any(_storage(each) in self.varies for each in inputs):
+        if not any(storage_of(each) in self.varies for each in inputs):
             return
         for each in inputs:
-            if _storage(each) in self.varies:
+            if storage_of(each) in self.varies:
                 continue
-            if (key := self.keys.get(_storage(each))) is not None:
+            if (key := self.keys.get(storage_of(each))) is not None:
                 self.used.add(key)
             elif each.is_floating_point():
-                self.values.setdefault(_storage(each), each.detach().clone())
-        self.varies |= {_storage(each) for each in outputs if _storage(each) not in self.keys}
+                self.values.setdefault(storage_of(each), each.detach().clone())
+        self.varies |= {storage_of(each) for each in outputs if storage_of(each) not in self.keys}
         if any(argument.alias_info is not None and argument.alias_info.is_write for argument in function._schema.arguments):
-            self.varies.add(_storage(inputs[0]))  # the first one is written to
+            self.varies.add(storage_of(inputs[0]))  # the first one is written to
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors among arguments or results of an operation."""
     return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """Where its values lie: views share the place."""
     return tensor.untyped_storage().data_ptr()
 
 

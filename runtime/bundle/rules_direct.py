@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import FLOAT, INT64, GraphError, Node
-from .rules_layers import numbers_of, windows
+from .rules_layers import check_kernel, numbers_of, windows
 from .values import Inputs, Value, at, broadcast, rule
 
 __all__: list[str] = []
@@ -48,10 +48,7 @@ def _transposed_convolution(node: Node, inputs: Inputs) -> list[Value]:
     entering, out, *kernel = at(inputs, 1, FLOAT, rank=4).shape
     if entering != channels:
         raise GraphError(f"whose kernel for {entering} channels meets {channels}")
-    if node.attributes.get("kernel_shape", tuple(kernel)) != tuple(kernel):
-        raise GraphError(f"whose kernel is {kernel} and not what it says")
-    if len(inputs) > 2 and at(inputs, 2, FLOAT, rank=1).shape != (out,):
-        raise GraphError("whose bias does not fit its kernel")
+    check_kernel(node, inputs, kernel, out)
     strides, pads, more = (
         numbers_of(node, "strides", (1, 1)),
         numbers_of(node, "pads", (0,) * 4),

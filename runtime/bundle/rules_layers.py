@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .graph import BOOL, FLOAT, INT8, INT64, UINT8, GraphError, Node
 from .values import LARGEST, Inputs, Value, at, axes_of, axis_of, broadcast, ints, made, rule
 
-__all__ = ["numbers_of", "windows"]
+__all__ = ["check_kernel", "numbers_of", "windows"]
 
 _MAX_KERNEL = 32
 """Of any side; PLKSR has kernels of 17."""
@@ -219,6 +219,14 @@ def windows(node: Node, sides: Sequence[int], kernel: Sequence[int]) -> list[int
     return result
 
 
+def check_kernel(node: Node, inputs: Inputs, kernel: Sequence[int], out: int) -> None:
+    """Raise `GraphError` unless a convolution's kernel is as large as it says, and its bias has one value a channel."""
+    if node.attributes.get("kernel_shape", tuple(kernel)) != tuple(kernel):
+        raise GraphError(f"whose kernel is {list(kernel)} and not what it says")
+    if len(inputs) > 2 and at(inputs, 2, FLOAT, rank=1).shape != (out,):
+        raise GraphError("whose bias does not fit its kernel")
+
+
 @rule("Conv")
 def _convolution(node: Node, inputs: Inputs) -> list[Value]:
     batch, channels, *sides = at(inputs, 0, FLOAT, rank=4).shape
@@ -226,10 +234,7 @@ def _convolution(node: Node, inputs: Inputs) -> list[Value]:
     group = node.attributes.get("group", 1)
     if not isinstance(group, int) or group < 1 or per_group * group != channels or out % group:
         raise GraphError(f"whose kernel for {per_group} × {group} channels meets {channels}")
-    if node.attributes.get("kernel_shape", tuple(kernel)) != tuple(kernel):
-        raise GraphError(f"whose kernel is {kernel} and not what it says")
-    if len(inputs) > 2 and at(inputs, 2, FLOAT, rank=1).shape != (out,):
-        raise GraphError("whose bias does not fit its kernel")
+    check_kernel(node, inputs, kernel, out)
     return [Value(FLOAT, (batch, out, *windows(node, sides, kernel)))]
 
 
