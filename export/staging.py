@@ -7,8 +7,8 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,28 +53,36 @@ def staging_folder(target: Path) -> Iterator[Path]:
     ancestor = _ancestor(target)
     if not ancestor.is_dir():
         raise ExportError(f"cannot write there: {ancestor} is not a folder")
+    folder, lock = _hidden(target, ancestor, ".tmp"), None
     try:
-        folder, lock = _locked_folder(target, ancestor)
-    except OSError as error:
-        raise ExportError(f"cannot write in {ancestor}: {error.strerror}") from error
-    try:
+        lock = _make_locked(folder)
         yield folder
     except OSError as error:
         raise ExportError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _locked_folder(target: Path, parent: Path, suffix: str = ".tmp") -> tuple[Path, int]:
-    """(new hidden folder, its descriptor). It is locked (`flock`) as long as the descriptor is open, so while we live."""
+def _hidden(target: Path, parent: Path, suffix: str) -> Path:
+    """A name of 64 random bits for a folder beside the target. Known before there is a folder, it can be cleaned up after
+    Ctrl-C at any moment."""
+    return parent / f".{target.name[:80]}.{secrets.token_hex(8)}{suffix}"
+
+
+def _make_locked(folder: Path) -> int:
+    """The descriptor of a new folder, which is locked (`flock`) as long as the descriptor is open, so while we live."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:80]}.", suffix=suffix))
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise ExportError(f"cannot write in {folder.parent}: {error.strerror}") from error
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if folder.is_dir():  # nobody has taken it for a leftover before it was locked
-            return folder, handle
+            return handle
         os.close(handle)
 
 
@@ -87,7 +95,7 @@ def remove_leftovers(target: Path) -> None:
 
     Only folders that nobody has locked, and that hold nothing but a bundle's files.
     """
-    name = re.compile(re.escape(f".{target.name[:80]}.") + r"[a-z0-9_]{8}\.(tmp|old)")
+    name = re.compile(re.escape(f".{target.name[:80]}.") + r"[a-z0-9_]{8,16}\.(tmp|old)")
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(_ancestor(target))):
             if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
@@ -127,16 +135,16 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
     if not target.exists():
         folder.rename(target)
         return
-    aside, lock = _locked_folder(target, target.parent, ".old")
+    aside, lock = _hidden(target, target.parent, ".old"), None
+    previous = aside / "previous"
     try:
-        target.rename(aside / "previous")
+        lock = _make_locked(aside)
+        target.rename(previous)
         folder.rename(target)
-    except BaseException:  # after Ctrl-C, too, the previous bundle goes back first
-        if (aside / "previous").exists() and not target.exists():
-            (aside / "previous").rename(target)
-        if not (aside / "previous").exists():
-            aside.rmdir()
-        os.close(lock)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-    os.close(lock)
+    finally:
+        if previous.exists() and not target.exists():  # after Ctrl-C, too, the previous bundle goes back first
+            previous.rename(target)
+        if not (previous.exists() and folder.exists()):  # else the target's place was taken: the previous one stays aside
+            shutil.rmtree(aside, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)

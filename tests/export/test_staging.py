@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from rdsr.export import exporter
+from rdsr.export import exporter, staging
 from rdsr.export.errors import ExportError
 from rdsr.export.exporter import ExportOptions, cost_of_steps, export_checkpoint
-from rdsr.export.staging import remove_leftovers, staging_folder
+from rdsr.export.staging import publish, remove_leftovers, staging_folder
 
 STAGE = "import sys, time; from pathlib import Path; from rdsr.export.staging import staging_folder\n"
 STAGE += "with staging_folder(Path(sys.argv[1])) as folder:\n"
@@ -80,6 +84,49 @@ def test_what_is_not_surely_a_leftover_stays(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
     remove_leftovers(tmp_path / "none" / "deeper" / "net.bundle")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def interrupt_at(line: int) -> Callable[..., Any]:
+    """A trace function that raises `KeyboardInterrupt` at the `line`-th line that the staging module runs."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal seen
+        if frame.f_code.co_filename != staging.__file__:
+            return None
+        seen += event == "line"
+        if event == "line" and seen == line:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_at_any_line_leaves_one_whole_bundle(tmp_path: Path) -> None:
+    entered, interrupted = False, 0
+    for line in itertools.count(1):
+        target = write_bundle(tmp_path / str(line) / "net", "old")
+        entered, tracing = False, sys.gettrace()
+        sys.settrace(interrupt_at(line))
+        try:
+            with staging_folder(target) as folder:
+                entered = True
+                write_bundle(folder / "x", "new").rename(folder.parent / "x")
+                for file in (folder.parent / "x").iterdir():
+                    file.rename(folder / file.name)
+                (folder.parent / "x").rmdir()
+                publish(folder, target, force=True)
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            break
+        finally:
+            sys.settrace(tracing)
+        if not entered:
+            assert names(target.parent) == ["net"], f"line {line}"
+        assert (target / "a.onnx").read_text() in ("old", "new"), f"line {line}"
+    assert interrupted > 30
+    assert (target / "a.onnx").read_text() == "new"
 
 
 def test_a_staging_folder_goes_with_its_block(tmp_path: Path) -> None:
