@@ -1,4 +1,4 @@
-"""`rdsr bench`: measure quality, int8, load, the runtime, the latent prior and candidates, and write crops."""
+"""`rdsr bench`: measure quality, int8, load, the runtime, the latent prior, candidates and ablations, write crops."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .options import (
     ThreadsOption,
 )
 
+ABLATIONS = Path(__file__).parents[1] / "benchmarks" / "ablations.toml"
 Columns = Mapping[str, Sequence[str]]
 bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and load, and report the results.")
 
@@ -241,6 +242,43 @@ def candidates(
     report = stamp() | {"threads": used, "size": [bench.SIZE, bench.SIZE]}
     report |= {"rows": [dataclasses.asdict(row) for row in measured]}
     deliver("candidates", report, columns, rows, output, as_json, plot=partial(bench.plot_candidates, measured))
+
+
+@bench_app.command()
+@command
+def ablations(
+    data: Annotated[list[Path], typer.Option("--data", help="Folder of training pictures; may be repeated.")],
+    validation: Annotated[Path, typer.Option("--validation", help="Data set folder (HR/, LRx4/) for the PSNR.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the runs, ablations.json and .md.")],
+    config: Annotated[Path, typer.Option(help="TOML file; default: benchmarks/ablations.toml.")] = ABLATIONS,
+    teacher: Annotated[list[Path] | None, typer.Option("--teacher", help="As in `rdsr train stage1`.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread.")] = 1,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Begin no further run after this time.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train variants of a network, all for the same processor time, and compare their PSNR. Finished runs are kept.
+
+    Example: rdsr bench ablations --data photos/ --validation Kodak24 -o runs/ablations --jobs 2
+    """
+    from ..benchmarks.host import stamp
+    from ..benchmarks.training import ablations as bench
+
+    plan = bench.read_ablations(config)
+    with steps_shown("ablations") as progress:
+        measured = bench.measure_ablations(
+            plan,
+            output,
+            data=data,
+            teacher=teacher or (),
+            validation=validation,
+            jobs=jobs,
+            seconds=seconds,
+            progress=progress,
+        )
+    columns, rows = bench.ablation_table(measured, plan.seeds)
+    report = stamp() | {"minutes": plan.minutes, "threads": 1, "seeds": list(plan.seeds)}
+    report |= {"rows": [dataclasses.asdict(row) for row in measured]}
+    deliver("ablations", report, columns, rows, output, as_json)
 
 
 def need_matplotlib(output: Path | None) -> None:

@@ -28,8 +28,9 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Degradation(StrEnum):
-    """`TEST_DEGRADATIONS` of the models. Importing them here would make `--help` slow."""
+    """Ways of `find_dataset` to make LR from HR. Importing them here would make `--help` slow."""
 
+    BICUBIC = "bicubic"
     NOISE = "noise"
     BLUR = "blur"
     JPEG = "jpeg"
@@ -55,7 +56,8 @@ MemoryLimitOption = Annotated[
 PrecisionOption = Annotated[Precision, typer.Option(help="Precision for 8-bit pictures; others run in fp32.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
 DegradationOption = Annotated[
-    list[Degradation] | None, typer.Option(help="Make LR from HR by this fixed test degradation; may be repeated.")
+    list[Degradation] | None,
+    typer.Option(help="Make LR from HR in this fixed way; may be repeated. bicubic needs no LR folder."),
 ]
 ScaleOption = Annotated[
     float | None, typer.Option(help="How many times larger, above 0 and up to the network's own scale, the default.")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,6 +37,10 @@ FORMAT = "rdsr-checkpoint-1"
 EMA_KEYS = ("params_ema", "ema", "model_ema", "ema_state_dict", "state_dict_ema")
 STATE_KEYS = (*EMA_KEYS, "params", "state_dict", "model_state_dict", "model", "network", "net", "generator")
 PREFIXES = ("module.", "_orig_mod.")
+LOG_SCALE = "log_weight_scale"
+"""Last part of the name of a quantized kernel's scales, as logarithms."""
+LARGE = 4096
+"""Tensors of fewer values (head, skip, biases) stay float32 in compact files: the picture would show their errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +54,29 @@ class Checkpoint:
     file: BinaryIO
 
     def read(self, key: str) -> Tensor:
-        """A tensor; `CheckpointError` names one that is sparse, quantized or the like."""
+        """A tensor; `CheckpointError` names one that is sparse, quantized or the like. Levels become weights."""
         tensor = self.stored[key]
         if tensor.strange:
             raise CheckpointError(f"tensor {key} is {tensor.strange}, expected dense floating point")
         try:
-            return tensor.read(self.file)
+            value = tensor.read(self.file)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"tensor {key} cannot be read: {error}") from error
+        if (scales := self._scales_of(key)) is None:
+            return value
+        try:
+            return value.float() * self.read(scales).float().exp()
+        except RuntimeError as error:
+            raise CheckpointError(f"tensor {scales} does not fit the levels in {key}") from error
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Type of what `read` returns."""
+        return self.stored[key].dtype if self._scales_of(key) is None else torch.float32
+
+    def _scales_of(self, key: str) -> str | None:
+        """The key of the scales, if a tensor holds the levels of a quantized kernel (`save_checkpoint`, `compact`)."""
+        scales = f"{key.removesuffix('weight')}{LOG_SCALE}"
+        return scales if key.endswith(".weight") and self.stored[key].dtype == torch.int8 and scales in self.stored else None
 
     def digest(self) -> str:
         """sha256 of the file."""
@@ -209,11 +229,18 @@ def apply_key_map(tensors: Mapping[str, Value], key_map: Mapping[str, str]) -> d
 
 
 def save_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], arch: str, config: Mapping[str, Any], notes: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    arch: str,
+    config: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+    *,
+    compact: bool = False,
 ) -> None:
     """Write our own format: float32 safetensors with metadata `format`, `arch`, `config` (JSON) and `notes` (JSON).
 
-    Same content, same bytes. Raises `OutputError`.
+    With `compact`, for weights that are shipped, kernels beside `log_weight_scale` are stored as their levels (int8), and
+    other tensors of at least `LARGE` values as float16, rounded. Same content, same bytes. Raises `OutputError`.
     """
     metadata = {
         "format": FORMAT,
@@ -222,7 +249,16 @@ def save_checkpoint(
         "notes": json.dumps(dict(notes or {}), sort_keys=True),
     }
     plain = {key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}
+    if compact:
+        plain = {key: _compact(key, value, plain) for key, value in plain.items()}
     atomic_write(path, _in_order(save(plain, metadata=metadata)))
+
+
+def _compact(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    scales = tensors.get(f"{key.removesuffix('weight')}{LOG_SCALE}") if key.endswith(".weight") else None
+    if scales is not None:
+        return (value / scales.exp()).round().to(torch.int8)
+    return value.half() if value.numel() >= LARGE else value
 
 
 def _in_order(content: bytes) -> bytes:

@@ -151,9 +151,9 @@ class LoadedModel:
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Model name ("rdsr-small", ×4) → checkpoint that the package carries."""
-    suffix = "-x4.safetensors"
-    return {path.name.removesuffix(suffix): path for path in sorted((Path(__file__).parent / "weights").glob(f"*{suffix}"))}
+    """Model name ("rdsr-small" for ×4, "rdsr-small-x2") → checkpoint that the package carries."""
+    found = sorted((Path(__file__).parent / "weights").glob("*-x?.safetensors"))
+    return {path.stem.removesuffix("-x4"): path for path in found}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -258,7 +258,7 @@ def _load(
 
     def read(name: str) -> Tensor:
         file, key = in_file[name]
-        if not architecture.is_derived(name) and (dtype := file.stored[key].dtype) not in _FLOATS:
+        if not architecture.is_derived(name) and (dtype := file.dtype(key)) not in _FLOATS:
             raise CheckpointError(f"tensor {name} has type {dtype}, expected dense floating point")
         return file.read(key)
 

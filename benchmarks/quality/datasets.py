@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.degradation import TEST_DEGRADATIONS, degrade_for_test
+from ...models.downscaling import bicubic_downscale
 from ...runtime.errors import PictureError
 from ...runtime.pictures.arrays import split_alpha
 from ...runtime.pictures.reading import read_picture
 from ..errors import BenchmarkError
 
-__all__ = ["Dataset", "find_dataset"]
+__all__ = ["BICUBIC", "Dataset", "find_dataset"]
 
+BICUBIC = "bicubic"
+"""Name of the clean LR, as training makes it."""
 Rgb = NDArray[np.uint8]
 
 
@@ -30,7 +33,7 @@ class Dataset:
     pairs: tuple[tuple[Path, Path], ...]
     """(LR, HR) paths, sorted by HR name."""
     degradation: str | None = None
-    """The entry of `TEST_DEGRADATIONS` that makes LR from HR; None for the data set's own LR."""
+    """What makes LR from HR: "bicubic", or an entry of `TEST_DEGRADATIONS`; None for the data set's own LR."""
 
     def __iter__(self) -> Iterator[tuple[str, Rgb, Rgb]]:
         """(name, LR, HR) of each pair, H×W×3 uint8 RGB. HR is cropped to a multiple of the scale."""
@@ -38,12 +41,18 @@ class Dataset:
             hr = _rgb(high)
             height, width = (side - side % self.scale for side in hr.shape[:2])
             hr = hr[:height, :width]
-            lr = _rgb(low) if self.degradation is None else degrade_for_test(hr, self.scale, self.degradation, high.stem)
+            lr = _rgb(low) if self.degradation is None else self._degraded(hr, high.stem)
             if lr.shape[:2] != (height // self.scale, width // self.scale):
                 raise BenchmarkError(
                     f"{low} has {lr.shape[0]}×{lr.shape[1]} pixels, which is not 1/{self.scale} of {high} ({height}×{width})"
                 )
             yield high.stem, lr, hr
+
+    def _degraded(self, hr: Rgb, name: str) -> Rgb:
+        assert self.degradation is not None
+        if self.degradation == BICUBIC:
+            return bicubic_downscale(hr, self.scale)
+        return degrade_for_test(hr, self.scale, self.degradation, name)
 
 
 def _rgb(path: Path) -> Rgb:
@@ -77,8 +86,8 @@ def find_dataset(root: Path, scale: int, degradation: str | None = None) -> Data
 
     Raises `BenchmarkError`, which names the missing folder or picture, or the unknown degradation.
     """
-    if degradation is not None and degradation not in TEST_DEGRADATIONS:
-        raise BenchmarkError(f"degradation must be {', '.join(TEST_DEGRADATIONS)}, not {degradation!r}")
+    if degradation not in (None, BICUBIC, *TEST_DEGRADATIONS):
+        raise BenchmarkError(f"degradation must be {', '.join((BICUBIC, *TEST_DEGRADATIONS))}, not {degradation!r}")
     if not root.is_dir():
         raise BenchmarkError(f"the data set {root} does not exist")
     high, low, suffix = _folders(root, scale)

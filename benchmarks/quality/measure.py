@@ -20,7 +20,7 @@ from ..errors import BenchmarkError, CandidateError
 from ..subjects.find import Subject
 from ..subjects.onnx_model import OnnxModel
 from ..subjects.photograph import photograph
-from .datasets import Dataset, find_dataset
+from .datasets import BICUBIC, Dataset, find_dataset
 
 __all__ = [
     "Candidate", "QualityRow", "bicubic", "bundle", "measure", "of_subject", "onnx_file", "quality", "torch_checkpoint",
@@ -181,7 +181,7 @@ def measure(candidate: Candidate, dataset: Dataset, against: Candidate | None = 
         ssim_y=round(mean_ssim, 5),
         psnr_rgb=round(mean_rgb, 4),
         weights=candidate.weights,
-        degradation=dataset.degradation or "bicubic",
+        degradation=dataset.degradation or BICUBIC,
         worst_psnr_y=round(min(values)[0], 4),
         psnr_drop_db=round(float(np.mean(drops)), 4) if drops else None,
         worst_drop_db=round(max(drops), 4) if drops else None,

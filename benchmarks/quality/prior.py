@@ -16,7 +16,7 @@ from ...runtime.pictures.arrays import from_graph, to_graph
 from ...runtime.pipelines.latent_prior import initial_noise
 from ...runtime.tiling.tiles import Tile, cells
 from ..errors import BenchmarkError
-from .datasets import find_dataset
+from .datasets import BICUBIC, find_dataset
 
 __all__ = ["PriorRow", "measure_prior"]
 
@@ -100,7 +100,7 @@ def measure_prior(
         for side in windows:
             add(f"windows of {side}×{side} LR pixels", (_by_windows(network, lr, prior, side) for lr in tensors))
         if loaded.lpe is not None:
-            vectors = [torch.from_numpy((TEST_DEGRADATIONS[way] if way else Degradation()).vector())[None] for way in ways]
+            vectors = [torch.from_numpy(TEST_DEGRADATIONS.get(way or BICUBIC, Degradation()).vector())[None] for way in ways]
             seen = zip(tensors, (torch.from_numpy(to_graph(hr)) for hr in originals), itertools.cycle(vectors), strict=False)
             add("LPE, which sees the original", decoded(itertools.starmap(loaded.lpe, seen)))
         if len(pictures) > 1:

@@ -23,7 +23,7 @@ from ...models.training.stages import predict_with
 from ...models.training.validation import Pair, load_pairs, mean_psnr_y
 from ..errors import BenchmarkError
 from ..latency.flops import convolution_gflops
-from ..quality.datasets import find_dataset
+from ..quality.datasets import BICUBIC, find_dataset
 from ..quality.measure import QualityRow, bundle, measure
 
 __all__ = ["adopt_weights", "take_member"]
@@ -59,24 +59,38 @@ def take_member(
     if not quantized:
         return f"nothing to take: no quantization-aware run of {name} has finished in {runs}"
     best = max(quantized, key=lambda run: run.state().best or 0.0)
-    candidate = best.result()
     photo = best.config()["degradation"] == "photo"
-    target = (weights or Path(__file__).parents[2] / "models" / "weights") / f"rdsr-{name}-x4.safetensors"
-    pairs = load_pairs(datasets[0], 4, photo=photo)
-    progress(f"measuring {best.label}")
-    new = _validate(load_model(candidate).network, pairs, "stage2", "qat")
-    figures = f"{datasets[0].name} {new[0]:.3f} dB (int8 {new[1]:.3f})"
-    if target.is_file():
-        before = _validate(load_model(target).network, pairs, "stage2", "qat")
-        figures += f", shipped {before[0]:.3f} (int8 {before[1]:.3f})"
-        if any(a < b + _LEAST_RISE_DB for a, b in zip(new, before, strict=True)):
-            return f"not taken: {name} has not risen: {figures}"
-    rows = _measure(candidate, datasets, threads, photo, progress)
-    card = _card(plan, member, [run for run in finished if run.round <= best.round], candidate, rows, photo)
-    # The weights last: as long as they are the old ones, the next call writes both.
-    atomic_write(target.with_suffix(".md"), card.encode())
-    atomic_write(target, candidate.read_bytes())
+    scale = load_model(best.result()).network.scale
+    target = (weights or Path(__file__).parents[2] / "models" / "weights") / f"{_stem(name, scale)}.safetensors"
+    pairs = load_pairs(datasets[0], scale, photo=photo)
+    with tempfile.TemporaryDirectory() as scratch:
+        candidate = _compacted(best.result(), Path(scratch) / target.name)
+        progress(f"measuring {best.label}")
+        new = _validate(load_model(candidate).network, pairs, "stage2", "qat")
+        figures = f"{datasets[0].name} {new[0]:.3f} dB (int8 {new[1]:.3f})"
+        if target.is_file():
+            before = _validate(load_model(target).network, pairs, "stage2", "qat")
+            figures += f", shipped {before[0]:.3f} (int8 {before[1]:.3f})"
+            if any(a < b + _LEAST_RISE_DB for a, b in zip(new, before, strict=True)):
+                return f"not taken: {name} has not risen: {figures}"
+        rows = _measure(candidate, datasets, threads, photo, progress)
+        card = _card(plan, member, [run for run in finished if run.round <= best.round], candidate, rows, photo)
+        # The weights last: as long as they are the old ones, the next call writes both.
+        atomic_write(target.with_suffix(".md"), card.encode())
+        atomic_write(target, candidate.read_bytes())
     return f"taken: {target.name} from {best.label}: {figures}"
+
+
+def _stem(member: str, scale: int) -> str:
+    """Name of the shipped files: the member "small" is "rdsr-small-x4", "small-x2" is "rdsr-small-x2"."""
+    return f"rdsr-{member.removesuffix(f'-x{scale}')}-x{scale}"
+
+
+def _compacted(result: Path, path: Path) -> Path:
+    """Write a run's result to `path` as it is shipped; all figures are of these weights."""
+    loaded = load_model(result)
+    save_checkpoint(path, loaded.network.state_dict(), loaded.arch, loaded.config.to_dict(), loaded.notes, compact=True)
+    return path
 
 
 def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, threads: int) -> str:
@@ -92,7 +106,7 @@ def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, 
     loaded = load_model(checkpoint)
     if loaded.config != stage.network_config():
         raise TrainingError(f"{checkpoint} holds no network of {name}'s sizes")
-    pairs = load_pairs(Path(plan.validation), 4, photo=stage.degradation == "photo")
+    pairs = load_pairs(Path(plan.validation), loaded.network.scale, photo=stage.degradation == "photo")
     (psnr,) = _validate(loaded.network, pairs, "stage2")
     figures = f"{Path(plan.validation).name} {psnr:.3f} dB"
     if (before := adopted(member, runs)) is not None and before[0] >= round(psnr, 4):
@@ -106,7 +120,7 @@ def adopt_weights(plan: FamilyPlan, name: str, runs: Path, checkpoint: Path, *, 
 
 def _validate(network: Any, pairs: Sequence[Pair], *stages: str) -> list[float]:
     """PSNR-Y in dB as training validates each stage; "stage2" runs the float network, "qat" the quantized one."""
-    return [mean_psnr_y(predict_with(network, stage), pairs, 4, torch.device("cpu")) for stage in stages]
+    return [mean_psnr_y(predict_with(network, stage), pairs, network.scale, torch.device("cpu")) for stage in stages]
 
 
 def _measure(candidate: Path, datasets: Sequence[Path], threads: int, photo: bool, progress: Callable[[str], None]) -> Rows:
@@ -119,9 +133,10 @@ def _measure(candidate: Path, datasets: Sequence[Path], threads: int, photo: boo
             raise BenchmarkError(f"the export of {candidate} failed its proof")
         fp32, int8 = (bundle(str(folder), backend="auto", precision=p, threads=threads) for p in ("fp32", "int8"))
         for root in datasets:
-            for degradation in TEST_DEGRADATIONS if photo else (None,):
+            clean = None if (root / f"LRx{fp32.scale}").is_dir() else BICUBIC
+            for degradation in (clean, *(TEST_DEGRADATIONS if photo else ())):
                 progress(f"{root.name}{f', {degradation}' if degradation else ''}")
-                dataset = find_dataset(root, 4, degradation)
+                dataset = find_dataset(root, fp32.scale, degradation)
                 rows.append((measure(fp32, dataset), measure(int8, dataset, fp32)))
     return rows
 
@@ -133,6 +148,7 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
     network: Any = load_model(candidate).network
     return template.render(
         member=member,
+        stem=_stem(member.name, network.scale),
         photo=photo,
         texts=plan.card,
         network=network,

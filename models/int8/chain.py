@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .levels import ACTIVATION_LEVELS, weight_limit, without_overflow
@@ -33,9 +34,9 @@ Watch = Callable[[int, str, Tensor], None]
 """Called with (index of the convolution, "input" or "output", the tensor before it is quantized)."""
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """x → the nearest level of low … high, times the scale exp(log_scale). The gradient passes straight through; that of the
-    scale is as in LSQ."""
+class _Levels(torch.autograd.Function):
+    """x → the nearest whole number of low … high to x / exp(log_scale). The gradient passes straight through; that of the
+    scale is as in LSQ, if a scale that is no variable turns levels back into values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: int, high: int, pairs: bool) -> Tensor:
@@ -44,7 +45,7 @@ class _FakeQuantize(torch.autograd.Function):
         rounded = levels.clamp(low, high).round_()
         ctx.bounds = low, high
         ctx.save_for_backward(levels, log_scale)
-        return (without_overflow(rounded) if pairs else rounded) * scale
+        return without_overflow(rounded) if pairs else rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -52,14 +53,18 @@ class _FakeQuantize(torch.autograd.Function):
         levels, log_scale = ctx.saved_tensors
         clamped = levels.clamp(*ctx.bounds)
         inside = clamped == levels
-        of_x = gradient * inside
-        # LSQ: rounding error inside the range, the bound beyond it. Times the scale, because its logarithm is trained.
-        of_scale = (gradient * (clamped.round_() - levels * inside)).sum_to_size(log_scale.shape) * log_scale.exp()
+        of_x = gradient * inside / log_scale.exp()
+        # LSQ: rounding error inside the range, the bound beyond it.
+        of_scale = (gradient * (clamped.round_() - levels * inside)).sum_to_size(log_scale.shape)
         return of_x, of_scale, None, None, None
 
 
+def _levels(x: Tensor, log_scale: Tensor, low: int, high: int, *, pairs: bool = False) -> Tensor:
+    return _Levels.apply(x, log_scale, low, high, pairs)  # type: ignore[no-untyped-call]
+
+
 def _fake_quantize(x: Tensor, log_scale: Tensor, low: int, high: int, *, pairs: bool = False) -> Tensor:
-    return _FakeQuantize.apply(x, log_scale, low, high, pairs)  # type: ignore[no-untyped-call]
+    return _levels(x, log_scale, low, high, pairs=pairs) * log_scale.detach().exp()
 
 
 class QuantizedConv(nn.Module):
@@ -77,6 +82,8 @@ class QuantizedConv(nn.Module):
     """O, value of the output's level 0; None if the output is not quantized."""
     log_output_scale: nn.Parameter | None
     """O, logarithm of the scale of the output; None if the output is not quantized."""
+    log_factors: nn.Parameter | None
+    """I×1×1, only while training: the input's channel c has the scale exp(log_input_scale + log_factors[c])."""
     identity: nn.Parameter | None
     """O, factors of the input that is added to the output outside the convolution (`weight` lacks them); or None."""
 
@@ -93,6 +100,7 @@ class QuantizedConv(nn.Module):
         }
         for name, (wanted, shape) in parts.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)) if wanted else None)
+        self.register_parameter("log_factors", None)
 
     @property
     def quantized(self) -> bool:
@@ -103,9 +111,26 @@ class QuantizedConv(nn.Module):
         """`weight`, rounded to its levels."""
         if self.log_weight_scale is None:
             return self.weight
-        inputs = self.weight.shape[1]
+        weight = self._weight_levels(self.log_weight_scale) * self.log_weight_scale.detach().exp()
+        return weight if self.log_factors is None else weight / self.log_factors.exp()
+
+    def _weight_levels(self, log_scale: Tensor) -> Tensor:
+        """Levels of the weights for inputs without their factors."""
+        weight = self.weight if self.log_factors is None else self.weight * self.log_factors.exp()
+        inputs = weight.shape[1]
         limit = weight_limit(inputs)
-        return _fake_quantize(self.weight, self.log_weight_scale, -limit, limit, pairs=inputs % 2 == 0)
+        return _levels(weight, log_scale, -limit, limit, pairs=inputs % 2 == 0)
+
+    def _input_levels(self, x: Tensor, log_scale: Tensor) -> Tensor:
+        return _levels(x, self._log_scales(log_scale), 0, ACTIVATION_LEVELS)
+
+    def _log_scales(self, log_scale: Tensor) -> Tensor:
+        return log_scale if self.log_factors is None else log_scale + self.log_factors
+
+    def learn_factors(self) -> None:
+        """Let each channel of the input learn a scale of its own. `QuantizedChain.snap` folds them away."""
+        if self.log_factors is None and self.quantized:
+            self.log_factors = nn.Parameter(torch.zeros(self.weight.shape[1], 1, 1))
 
     def quantized_bias(self) -> Tensor:
         """`bias`, rounded so that bias − low is a whole number of products' units, as ONNX Runtime stores it."""
@@ -115,9 +140,26 @@ class QuantizedConv(nn.Module):
         unit = (self.log_weight_scale.flatten() + self.log_input_scale).detach()
         return _fake_quantize(self.bias - low, unit, -_BIAS_LEVELS, _BIAS_LEVELS) + low
 
+    def convolve_in_bf16(self, x: Tensor) -> Tensor:
+        """Quantize the input (N×I×H×W float32), convolve and add the bias, the products in bf16, for training.
+
+        bf16 holds whole numbers up to 256 exactly, so input and weights are exact; their sums have 8 binary digits.
+        """
+        assert self.log_weight_scale is not None
+        assert self.log_input_scale is not None
+        levels = self._input_levels(x, self.log_input_scale)
+        kernel = self._weight_levels(self.log_weight_scale)
+        if self.log_factors is not None:  # a 1 with a gradient: the weights' part in that of the factors
+            kernel = kernel * (self.log_factors.detach().exp() / self.log_factors.exp())
+        sums = F.conv2d(levels.bfloat16(), kernel.bfloat16(), padding=1).float()
+        unit = (self.log_input_scale + self.log_weight_scale.flatten()).detach().exp()
+        return sums * unit[:, None, None] + self.quantized_bias()[:, None, None]
+
     def quantize_input(self, x: Tensor) -> Tensor:
         """Fake-quantize the input (N×I×H×W, not negative)."""
-        return x if self.log_input_scale is None else _fake_quantize(x, self.log_input_scale, 0, ACTIVATION_LEVELS)
+        if self.log_input_scale is None:
+            return x
+        return _fake_quantize(x, self._log_scales(self.log_input_scale), 0, ACTIVATION_LEVELS)
 
     def quantize_output(self, y: Tensor) -> Tensor:
         """Fake-quantize the output (N×O×H×W)."""
@@ -132,6 +174,8 @@ class QuantizedChain(nn.Module):
 
     convs: nn.ModuleList
     """`QuantizedConv` of body and tail."""
+    trains_in_bf16: bool = False
+    """In training mode, whether convolutions compute their products in bf16."""
     forward: Callable[..., Tensor]
     """(*sample, only=None, watch=None): a `Sample` → N×3×sH×sW SR, not clipped.
 
@@ -144,9 +188,20 @@ class QuantizedChain(nn.Module):
         """The convolutions of body and tail."""
         return [conv for conv in self.convs if isinstance(conv, QuantizedConv)]
 
+    def learn_factors(self) -> None:
+        """Let each channel of every quantized input learn a scale of its own, for training."""
+        for conv in self.layers():
+            conv.learn_factors()
+
+    def fold_factors(self) -> None:
+        """Move the factors of inputs into the convolutions before and after. The chain computes the same as before."""
+        if any(conv.log_factors is not None for conv in self.layers()):
+            raise NotImplementedError
+
     @torch.no_grad()
     def snap(self) -> None:
         """Replace every quantized weight by the value of its level. The chain computes the same as before."""
+        self.fold_factors()
         for conv in self.layers():
             conv.weight.copy_(conv.quantized_weight())
             conv.bias.copy_(conv.quantized_bias())

@@ -94,23 +94,10 @@ class _Observer:
 def _equalize(decoder: QuantizedDecoder, samples: Sequence[Sample], strength: float) -> None:
     """Scale the channels of every activation towards the same largest value. The decoder computes the same as before."""
     seen = _Observer(decoder, samples)
-    layers = decoder.layers()
-    for index, conv in enumerate(layers):
+    for index in range(len(decoder.layers())):
         largest = seen.high(index, "input", 0.999, channels=True)
         largest = largest.clamp(min=max(_LEAST, 0.01 * float(largest.max())))
-        factor = _rounded((largest.max() / largest) ** strength)
-        conv.weight.div_(factor[None, :, None, None])
-        if conv.identity is not None:
-            conv.identity.div_(factor)
-        before = decoder.head if index == 0 else layers[index - 1]
-        assert isinstance(before.bias, Tensor)
-        before.weight.mul_(factor[:, None, None, None])
-        before.bias.mul_(factor)
-        if index and (identity := layers[index - 1].identity) is not None:
-            identity.mul_(factor)
-        if index and (modulation := decoder.modulation_of(index - 1)) is not None:
-            modulation.weight[len(factor) :].mul_(factor[:, None])
-            modulation.bias[len(factor) :].mul_(factor)
+        decoder.scale_channels(index, _rounded((largest.max() / largest) ** strength))
 
 
 def _set_scales(decoder: QuantizedDecoder, samples: Sequence[Sample], share: float) -> None:

@@ -31,12 +31,17 @@ def grow(tensors: Mapping[str, Tensor], old: RDSRConfig, network: RDSR) -> dict[
 
     Nothing reads the added channels yet, and the added blocks pass their (never negative) input on. Both then learn, since
     their gradients are not zero. A part that `tensors` lack as a whole (stage 1 has no denoiser) is left out.
+
+    With another scale, what depends on it begins anew: tail and skip, which give a smooth enlargement at first, and the
+    latent prior encoder, which is left out.
     Raises `CheckpointError` if a size shrinks, another size differs, a modulation would be lost, or a tensor does not fit.
     """
     new = network.config
     _check_sizes(old, new)
     with torch.device("meta"):
         wanted = _within_parts(RDSR(old).state_dict(), tensors)
+    if old.scale != new.scale:
+        tensors, wanted = _without_scale(tensors), _without_scale(wanted)
     check_shapes(*({key: tuple(value.shape) for key, value in state.items()} for state in (tensors, wanted)))
     fresh = network.state_dict()
     where = depth_map(old.depth, new.depth)
@@ -52,7 +57,7 @@ def _check_sizes(old: RDSRConfig, new: RDSRConfig) -> None:
     before, after = old.to_dict(), new.to_dict()
     if shrunk := [name for name in _GROWING if after[name] < before[name]]:
         raise CheckpointError(f"a network cannot grow to a smaller {shrunk[0]} ({before[shrunk[0]]} to {after[shrunk[0]]})")
-    free = {*_GROWING, "modulation_depths"}
+    free = {*_GROWING, "modulation_depths", "scale"}
     if differ := [name for name in before if name not in free and before[name] != after[name]]:
         name, allowed = differ[0], ", ".join(sorted(free))
         raise CheckpointError(f"a network can only grow in {allowed}, not from {name} {before[name]} to {after[name]}")
@@ -63,6 +68,11 @@ def _check_sizes(old: RDSRConfig, new: RDSRConfig) -> None:
         raise CheckpointError(
             f"the modulation that comes to depth {lost[0]} is lost: modulation_depths are {new.modulation_depths}"
         )
+
+
+def _without_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    bound = ("lpe.", "decoder.tail.", "decoder.skip.")
+    return {key: value for key, value in tensors.items() if not key.startswith(bound)}
 
 
 def _within_parts(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

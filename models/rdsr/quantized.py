@@ -73,6 +73,38 @@ class QuantizedDecoder(QuantizedChain):
             raise CheckpointError("the quantized decoder has no quantized convolution")
         return cls(config, floats=floats, identities=identities)
 
+    @torch.no_grad()
+    def scale_channels(self, index: int, factor: Tensor) -> None:
+        """Multiply the input of convolution `index` by positive factors (I) where it is made; its weights undo that."""
+        convs = self.layers()
+        convs[index].weight.div_(factor[None, :, None, None])
+        if (identity := convs[index].identity) is not None:
+            identity.div_(factor)
+        before = self.head if index == 0 else convs[index - 1]
+        assert isinstance(before.bias, Tensor)
+        before.weight.mul_(factor[:, None, None, None])
+        before.bias.mul_(factor)
+        if index == 0:
+            return
+        made = convs[index - 1]
+        if made.log_weight_scale is not None:
+            made.log_weight_scale.add_(factor.log()[:, None, None, None])
+        if made.output_low is not None and made.log_output_scale is not None:
+            made.output_low.mul_(factor)
+            made.log_output_scale.add_(factor.log())
+        if made.identity is not None:
+            made.identity.mul_(factor)
+        if (modulation := self.modulation_of(index - 1)) is not None:
+            modulation.weight[len(factor) :].mul_(factor[:, None])
+            modulation.bias[len(factor) :].mul_(factor)
+
+    @torch.no_grad()
+    def fold_factors(self) -> None:
+        for index, conv in enumerate(self.layers()):
+            if conv.log_factors is not None:
+                factors, conv.log_factors = conv.log_factors.flatten(), None
+                self.scale_channels(index, (-factors).exp())
+
     def modulation_of(self, index: int) -> Modulation | None:
         """The modulation between a convolution and its ReLU, if there is one."""
         return cast(dict[str, Modulation], dict(self.modulation.items())).get(str(index))
@@ -98,9 +130,12 @@ class QuantizedDecoder(QuantizedChain):
 
         if watch:
             watch(index, "input", x)
-        x = conv.quantize_input(x) if active("input") else x
-        weight, bias = (conv.quantized_weight(), conv.quantized_bias()) if active("weight") else (conv.weight, conv.bias)
-        y = F.conv2d(x, weight, bias, padding=1)
+        if self.training and self.trains_in_bf16 and conv.quantized and conv.identity is None:
+            y = conv.convolve_in_bf16(x)
+        else:
+            x = conv.quantize_input(x) if active("input") else x
+            weight, bias = (conv.quantized_weight(), conv.quantized_bias()) if active("weight") else (conv.weight, conv.bias)
+            y = F.conv2d(x, weight, bias, padding=1)
         if watch:
             watch(index, "output", y)
         y = conv.quantize_output(y) if active("output") else y

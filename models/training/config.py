@@ -33,11 +33,13 @@ _CHOICES = {
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "iterations": (1, 100_000_000), "batch": (1, 4096), "warmup": (0, 1_000_000), "seed": (0, 2**31),
-    "validate_every": (1, 100_000_000), "prior_steps": (0, 100_000_000), "prior_patch": (0, 512),
+    "validate_every": (1, 100_000_000), "prior_steps": (0, 100_000_000), "revive_every": (0, 100_000_000),
+    "prior_patch": (0, 512),
     "learning_rate": (1e-9, 1.0), "final_learning_rate": (0.0, 1.0), "modulation_rate": (0.0, 10.0),
     "prior_rate": (0.0, 100.0), "range_rate": (0.0, 1e3), "ema_decay": (0.0, 0.999999), "gradient_clip": (1e-6, 1e6),
     "spike_factor": (1.1, 1e6), "frequency_weight": (0.0, 1e3), "prior_weight": (0.0, 1e3),
-    "teacher_weight": (0.0, 1.0), "distillation": (0.0, 1.0), "black_and_white": (0.0, 1.0),
+    "teacher_weight": (0.0, 1.0), "reduced": (0.0, 1.0), "permuted": (0.0, 1.0),
+    "distillation": (0.0, 1.0), "black_and_white": (0.0, 1.0),
     "checkpoint_minutes": (0.0, 1e4),
 }  # fmt: skip
 """Smallest and largest value of each number; a field with whole limits takes only whole numbers."""
@@ -71,11 +73,16 @@ class TrainConfig(BaseConfig):
     """How LR is made: "bicubic", or "photo" for random blur, resampling, noise and JPEG."""
     photo: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `PhotoDegradations` that differ from its defaults, e.g. {jpeg = 0.8}."""
+    reduced: float = 0.0
+    """Share of the patches that are cut from an original reduced by a random factor of 1 to 2. It is their target, also
+    with a teacher."""
+    permuted: float = 0.0
+    """Share of the patches whose colour channels are permuted."""
     init: str = ""
     """Checkpoint to start from, relative to the working directory, or a shipped model's name. stage2 needs the result of a
     stage1 run. qat needs a finished network; it continues one that went through qat already."""
     grow: bool = False
-    """Widen and deepen the smaller network in `init` into one that computes the same."""
+    """Widen and deepen the smaller network in `init` into one that computes the same; of another scale, take its body."""
     iterations: int
     """Optimizer steps of the whole run."""
     batch: int = 16
@@ -127,6 +134,9 @@ class TrainConfig(BaseConfig):
     prior_steps: int = 0
     """stage2: first steps, which train only condition encoder and denoiser, on that distance. The decoder does not run in
     them, so they take a fraction of a full step's time."""
+    revive_every: int = 200
+    """Steps between revivals of the decoder's dead channels (stage1 and stage2), except in the last third; 0 for none. After
+    600 steps at 1e-3 without them, 5 to 20 of 48 channels of `small`'s first blocks are dead; after a day, 42 to 45."""
     seed: int = 0
     """Seed of initialisation, patches and noise."""
     compile: bool = False

@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 # Pictures beyond our own limit are refused; those below it, which Pillow would warn of, are meant.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+_MOST_REDUCTION = 2.0
+"""Largest factor by which an original is reduced for a patch."""
+_MARGIN = 4
+"""LR pixels around a patch of a reduced original."""
 _LOW_RESOLUTION = re.compile(r"^LRx\d|_LR(_|$)")
 Rgb = NDArray[np.uint8]
 
@@ -138,13 +142,17 @@ class PatchSource:
         teacher_weight: float = 1.0,
         photo: PhotoDegradations | None = None,
         first: tuple[int, int] = (0, 0),
+        reduced: float = 0.0,
+        permuted: float = 0.0,
     ) -> None:
         """Decode every picture. Ones that cannot be used (`read_rgb`) or are smaller than a patch are named and left out.
 
         `teachers`: folders that mirror the data folders and hold a teacher's picture for some originals (of two for one
         original, the first counts; one that cannot be read counts for nothing); the target is `teacher_weight` of it and the
         rest of the original. `photo`: LR patches are degraded at random instead of bicubic. `first`: (steps, LR patch side)
-        of the first steps, whose batches hold exactly as many patches as asked for.
+        of the first steps, whose batches hold exactly as many patches as asked for. `reduced`: share of patches that are cut
+        from an original reduced by up to `_MOST_REDUCTION`, which is their target. `permuted`: share of patches whose colour
+        channels are permuted.
 
         `TrainingError` if no picture is left for one of the patch sizes, or a teacher's picture has another size than its
         original cropped to a multiple of the scale.
@@ -154,6 +162,7 @@ class PatchSource:
         self.seed = seed
         self.photo = photo
         self.first_steps, self.first_patch = first
+        self.reduced, self.permuted = reduced, permuted
         self._small: list[str] = []
         originals = named_pictures(list(dict.fromkeys(folders)))
         by_name = dict(reversed(named_pictures(teachers)))
@@ -226,6 +235,9 @@ class PatchSource:
                 return cut[:, ::-1] if mirror else cut
 
             y_hr, x_hr = y * scale, x * scale
+            if self.reduced and rng.random() < self.reduced:
+                picture, y_hr, x_hr = _reduced(picture, side, scale, rng)
+                y, x = y_hr // scale, x_hr // scale
             hr[index] = turned(picture.hr[y_hr : y_hr + side, x_hr : x_hr + side])
             if self.taught:
                 target[index] = turned(picture.target[y_hr : y_hr + side, x_hr : x_hr + side])
@@ -237,6 +249,10 @@ class PatchSource:
                 window = turned(_window(picture.hr, y_hr, x_hr, side, margin * scale))
                 lr[index] = _degraded(window, degradation, patch, scale, rng)
             vectors[index] = degradation.vector()
+            if self.permuted and rng.random() < self.permuted:
+                order = rng.permutation(3)
+                for patches in (hr, lr, *([target] if self.taught else [])):
+                    patches[index] = patches[index][:, :, order]
         return Batch(hr, target, lr, vectors)
 
     def stream(self, start: int, stop: int, size: int, workers: int = 1) -> Iterator[Batch]:
@@ -263,6 +279,24 @@ def _taught(hr: Rgb, path: Path, weight: float) -> Rgb | None:
         sizes = (f"{picture.shape[0]}×{picture.shape[1]}" for picture in (teacher, hr))
         raise TrainingError("the teacher's picture {} has {} pixels, its original {}".format(path, *sizes))
     return np.asarray(cv2.addWeighted(teacher, weight, hr, 1 - weight, 0), np.uint8)
+
+
+def _reduced(picture: Picture, side: int, scale: int, rng: np.random.Generator) -> tuple[Picture, int, int]:
+    """A part of an original, reduced; its twin; and where in it a patch of `side` HR pixels begins.
+
+    A margin around the patch keeps the mirrored edges of the part out of it, where the original is large enough.
+    """
+    length = side + 2 * _MARGIN * scale
+    height, width = picture.hr.shape[:2]
+    smallest = max(1 / _MOST_REDUCTION, side / min(height, width))
+    factor = float(rng.uniform(min(1.0, smallest), 1.0))
+    rows, columns = (min(extent, round(length / factor)) for extent in (height, width))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    columns_now, rows_now = (max(side, round(extent * factor) // scale * scale) for extent in (columns, rows))
+    part = Image.fromarray(picture.hr[top : top + rows, left : left + columns])
+    hr = np.asarray(part.resize((columns_now, rows_now), Image.Resampling.BICUBIC))  # antialiased
+    y, x = ((extent - side) // 2 // scale * scale for extent in hr.shape[:2])
+    return Picture(hr, bicubic_downscale(hr, scale), hr), y, x
 
 
 def _window(picture: Rgb, y: int, x: int, side: int, margin: int) -> Rgb:

@@ -60,8 +60,8 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
-QAT_START = Ranges(percentile=0.9999, equalization=0.85)
-"""Start of quantization-aware training: the ranges that were best for `small` and `tiny` without it."""
+QAT_START = Ranges(percentile=0.9999, equalization=1.0)
+"""Start of quantization-aware training. It learns the range of each channel."""
 _CALIBRATION_PICTURES = 12
 _CALIBRATION_SIDE = 96
 _CALIBRATION_PATCHES = 48
@@ -171,6 +171,8 @@ def _prepared(
         teacher_weight=config.teacher_weight,
         photo=photo,
         first=(config.prior_steps, config.prior_patch) if config.prior_patch else (0, 0),
+        reduced=config.reduced,
+        permuted=config.permuted,
     )
     if config.stage == "qat" and network.quantized is None:
         _quantize(network, source, black_and_white=config.black_and_white > 0)

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .errors import TrainingError
 from .validation import Predict
 
-__all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "stage_losses"]
+__all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "prior_with", "stage_losses"]
 
 STAGE_PARTS = {
     "stage1": ("lpe", "decoder"),
@@ -128,10 +128,16 @@ def predict_with(network: RDSR, stage: str) -> Predict:
 
     qat uses the quantized decoder. `TrainingError` if the network lacks it, or the LPE in stage1.
     """
-    if stage == "stage1":
-        lpe = _lpe(network)
-        return lambda lr, hr, degradation: network.decoder(lr, lpe(lr, hr, degradation))
     # Deployment draws the noise of seed 0 like this (`initial_noise` in the runtime): validation sees the shipped function.
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal((1, network.config.latent_size))).float()
+    prior = prior_with(network, stage, noise)
     decoder = _quantized(network) if stage == "qat" else network.decoder
-    return lambda lr, hr, degradation: decoder(lr, network.latent_prior(lr, noise.to(lr.device)))
+    return lambda lr, hr, degradation: decoder(lr, prior(lr, hr, degradation))
+
+
+def prior_with(network: RDSR, stage: str, noise: Tensor) -> Predict:
+    """LR, HR and degradation → the z that a stage gives the decoder, N×latent. `noise`: N×latent."""
+    if stage == "stage1":
+        lpe = _lpe(network)
+        return lambda lr, hr, degradation: lpe(lr, hr, degradation)
+    return lambda lr, hr, degradation: network.latent_prior(lr, noise.to(lr.device))

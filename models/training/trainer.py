@@ -16,24 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...atomic import atomic_write
 from ..checkpoint import save_checkpoint
 from ..rdsr.network import RDSR
+from ..rdsr.revive import revive
 from .config import TrainConfig
 from .data import Batch, PatchSource
 from .errors import TrainingError
 from .muon import Muon
 from .signals import Stop, stop_on
-from .stages import STAGE_PARTS, predict_with, stage_losses
+from .stages import STAGE_PARTS, predict_with, prior_with, stage_losses
 from .validation import Pair, as_tensor, mean_psnr_y
 
 __all__ = ["Trainer", "cpu_has_bf16", "read_state"]
 
 logger = logging.getLogger(__name__)
 MAX_SKIPPED = 50
-LOG_FIELDS = ("step", "minutes", "loss", "pixel", "prior", "learning_rate", "data_wait_share", "skipped", "psnr_y")
+LOG_FIELDS = (
+    "step",
+    "minutes",
+    "loss",
+    "pixel",
+    "prior",
+    "learning_rate",
+    "data_wait_share",
+    "skipped",
+    "revived",
+    "psnr_y",
+)
 
 
 def cpu_has_bf16() -> bool:
@@ -134,8 +146,11 @@ class Trainer:
         self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         if threads:
             torch.set_num_threads(threads)
-        # Quantization-aware training rounds to levels that need more digits than bf16 has.
-        self.autocast = config.stage != "qat" and (self.device.type == "cuda" or cpu_has_bf16())
+        bf16 = self.device.type == "cuda" or cpu_has_bf16()
+        self.autocast = bf16 and config.stage != "qat"
+        if network.quantized is not None:  # its levels fit into bf16; scales and sums of levels need more digits
+            network.quantized.trains_in_bf16 = bf16
+            network.quantized.learn_factors()
         self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = STAGE_PARTS[config.stage]
         for name, parameter in self.network.named_parameters():
@@ -271,12 +286,38 @@ class Trainer:
         terms = {"loss": value, "pixel": float(losses.pixel), "prior": float(losses.prior), "learning_rate": rate}
         return {"count": 1, **terms}
 
+    def _may_revive(self) -> bool:
+        config = self.config
+        alone = self.step < config.prior_steps
+        late = self.step - config.prior_steps > 2 / 3 * (config.iterations - config.prior_steps)
+        return bool(config.revive_every) and self.step > 0 and self.step % config.revive_every == 0 and not (alone or late)
+
+    def _revive(self, batch: Batch) -> int:
+        """Revive dead channels in the network and in its average; returns their number."""
+        hr, lr = (as_tensor(patches, self.device) for patches in (batch.hr, batch.lr))
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        with torch.no_grad():
+            noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
+            predict_prior = prior_with(self.network, self.config.stage, noise)
+            z = predict_prior(lr, hr, torch.from_numpy(batch.degradation).to(self.device))
+            before = {name: p.detach().clone() for name, p in self.network.decoder.named_parameters()}
+            revived = revive(self.network.decoder, lr, z, generator)
+            for name, parameter in self.network.decoder.named_parameters():
+                changed = parameter != before[name]
+                # Averaged with what they were, new weights would be noise to the rest; so would old momentum.
+                self.ema[f"decoder.{name}"][changed] = parameter[changed]
+                for optimizer in self.optimizers:
+                    for value in optimizer.state.get(parameter, {}).values():
+                        if isinstance(value, Tensor) and value.shape == parameter.shape:
+                            value[changed] = 0
+        return revived
+
     def _row(self, elapsed: float, validate: bool) -> dict[str, Any]:
         """One row of the log: means over the steps since the last row, without those left out."""
         terms = dict(self.sums)
-        count, waited, busy = (terms.pop(name, 0) for name in ("count", "waited", "busy"))
+        count, waited, busy, revived = (terms.pop(name, 0) for name in ("count", "waited", "busy", "revived"))
         row: dict[str, Any] = dict.fromkeys(LOG_FIELDS, "") | {k: f"{v / count:.6g}" for k, v in terms.items()}
-        row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped}
+        row |= {"step": self.step, "minutes": f"{elapsed / 60:.2f}", "skipped": self.skipped, "revived": int(revived)}
         row["data_wait_share"] = f"{waited / busy:.4f}"
         if validate:
             psnr = self.validate()
@@ -293,8 +334,10 @@ class Trainer:
         got = time.monotonic()
         self.between_steps = False
         terms = self._train_step(batch)
+        if self.config.stage != "qat" and self._may_revive():
+            terms |= {"revived": self._revive(batch)}
         terms |= {"waited": got - before, "busy": time.monotonic() - before}
-        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in terms.items()}
+        self.sums |= {k: self.sums.get(k, 0.0) + v for k, v in terms.items()}
         self.step += 1
         self.between_steps = True
         if self.skipped_in_a_row >= MAX_SKIPPED:

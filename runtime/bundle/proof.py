@@ -42,8 +42,9 @@ class Tolerances:
     """Guard against plainly wrong bf16 results at single sizes; the gate is the PSNR drop."""
     bf16_psnr_drop_db: float = 0.01
     """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB, unless the export allowed another one."""
-    int8_bytes_off: float = 0.005
-    """Largest share of an int8 variant's output bytes that are more than one grey level off the fake-quantized model."""
+    int8_bytes_off: float = 0.02
+    """Largest share of an int8 variant's output bytes that are more than one grey level off the fake-quantized model.
+    Engines round a value between two levels to either, and living channels carry that on: 0.1 to 0.8 % of `small`'s bytes."""
     int8_psnr_diff_db: float = 0.005
     """Largest difference in mean PSNR-Y between an int8 variant and the fake-quantized model, in dB."""
 

@@ -11,10 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from rdsr.models.checkpoint import read_checkpoint, save_checkpoint
 from rdsr.models.errors import CheckpointError, UnsupportedModelError
+from rdsr.models.int8.levels import weight_scales
 from rdsr.models.rdsr import RDSR
+from rdsr.models.rdsr.quantized import QuantizedDecoder
 from rdsr.models.registry import load_model
 from rdsr.tests.conftest import CONFIG, random_network
 
@@ -226,6 +229,39 @@ def test_fused_networks_save_and_load(tmp_path: Path, network: RDSR) -> None:
     fused = network.fuse()
     save_checkpoint(tmp_path / "fused.safetensors", fused.state_dict(), "rdsr", fused.config.to_dict())
     assert outputs_equal(load_model(tmp_path / "fused.safetensors").network.fuse(), network.fuse())
+
+
+def test_compact_files_hold_levels_and_halves_and_load_as_the_same_network(tmp_path: Path) -> None:
+    network = random_network()
+    network.quantized = QuantizedDecoder(network.config, floats=[1])
+    for conv in network.quantized.layers():
+        nn.init.normal_(conv.weight, std=0.05)
+        if conv.log_weight_scale is not None:
+            conv.log_weight_scale.data.copy_(weight_scales(conv.weight).log() - 0.5)  # so that some levels clip
+    network.quantized.snap()
+    save_checkpoint(tmp_path / "net.safetensors", network.state_dict(), "rdsr", network.config.to_dict(), compact=True)
+    stored = safetensors.torch.load_file(tmp_path / "net.safetensors")
+    assert {key for key, value in stored.items() if value.dtype == torch.int8} == {
+        f"quantized.convs.{i}.weight" for i, conv in enumerate(network.quantized.layers()) if conv.quantized
+    }
+    assert stored["quantized.convs.1.weight"].dtype == torch.float32
+    assert {value.dtype for value in stored.values() if value.numel() >= 4096} == {torch.float16, torch.int8}
+    loaded = load_model(tmp_path / "net.safetensors").network
+    assert isinstance(loaded, RDSR)
+    assert loaded.quantized is not None
+    x, z = torch.rand(1, 3, 12, 10), torch.zeros(1, network.config.latent_size)
+    assert torch.equal(loaded.quantized(x, z), network.quantized(x, z))
+    for (name, parameter), value in zip(loaded.named_parameters(), network.parameters(), strict=True):
+        assert torch.allclose(parameter, value, rtol=1e-3, atol=1e-7), name
+    stored["quantized.convs.0.log_weight_scale"] = torch.zeros(7, 1, 1, 1)
+    save_file(stored, tmp_path / "bad.safetensors")
+    for read in (load_model, read_checkpoint):
+        with pytest.raises(CheckpointError, match=r"tensor quantized.convs.0.log_weight_scale (has shape|does not fit)"):
+            read(tmp_path / "bad.safetensors")
+    del stored["quantized.convs.0.log_weight_scale"]
+    save_file(stored, tmp_path / "bad.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor quantized\.convs\.0\."):
+        load_model(tmp_path / "bad.safetensors")
 
 
 def test_steps_can_be_overridden(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from rdsr.benchmarks.report.data import read_quality
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
 from rdsr.models.degradation import TEST_DEGRADATIONS
+from rdsr.models.downscaling import bicubic_downscale
 
 
 def write(path: Path, height: int, width: int) -> None:
@@ -111,8 +112,12 @@ def test_a_degradation_makes_lr_of_any_originals_and_always_the_same(tmp_path: P
             assert not np.array_equal(lr, plain)
             seen.append(lr.tobytes())
     assert len(set(seen)) == len(seen), "four different ones"
-    with pytest.raises(BenchmarkError, match="degradation must be noise, blur, jpeg, mixed"):
+    with pytest.raises(BenchmarkError, match="degradation must be bicubic, noise, blur, jpeg, mixed"):
         find_dataset(SAMPLES, 4, "fog")
+    for scale in (2, 4):  # clean, for any scale
+        for (_, lr, hr), made in zip(find_dataset(tmp_path, scale, "bicubic"), own, strict=True):
+            assert np.array_equal(lr, bicubic_downscale(hr, scale))
+            assert scale != 4 or np.abs(lr.astype(int) - made).max() <= 1
 
 
 def test_quality_of_degraded_pictures_says_so_and_stays_out_of_reports(tmp_path: Path) -> None:

@@ -66,6 +66,19 @@ def test_the_shipped_family_grows_into_each_other() -> None:
         network.load_state_dict(grown)
 
 
+def test_another_scale_keeps_the_body_and_begins_anew_with_the_rest() -> None:
+    network, new = random_network(), dataclasses.replace(CONFIG, scale=2)
+    other = RDSR(new)
+    untrained = {key: value.clone() for key, value in other.state_dict().items()}
+    tensors = grow(network.state_dict(), CONFIG, other)
+    other.load_state_dict(tensors, strict=False)
+    assert not any(key.startswith("lpe.") for key in tensors), "stage 1 trains it"
+    for key, value in other.decoder.state_dict().items():
+        fresh = key.startswith(("tail.", "skip."))
+        assert torch.equal(value, untrained[f"decoder.{key}"] if fresh else network.decoder.state_dict()[key]), key
+    assert other(torch.rand(1, 3, 9, 8), torch.zeros(1, CONFIG.latent_size)).shape == (1, 3, 18, 16)
+
+
 def test_tensors_that_do_not_fit_are_refused() -> None:
     tensors = random_network().state_dict()
     larger = RDSR(dataclasses.replace(CONFIG, **LARGER))
@@ -85,7 +98,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         ({"width": 8}, "smaller width"),
         ({"depth": 3, "modulation_depths": (0, 2)}, "smaller depth"),
         ({"latent_size": 32}, "latent_size 24 to 32"),
-        ({"scale": 2}, "scale 4 to 2"),
+        ({"scale": 2, "unshuffle": 2}, "unshuffle 4 to 2"),
         ({"depth": 8}, "the modulation that comes to depth 4"),
     ],
 )

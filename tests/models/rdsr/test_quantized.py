@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,34 @@ def test_snapped_weights_are_levels_and_change_nothing() -> None:
             assert float(levels.abs().max()) <= WEIGHT_LEVELS + 1e-3
             assert float(pairs.max()) <= PAIR_LEVELS + 1e-3
             assert max(float(levels.abs().max()) / WEIGHT_LEVELS, float(pairs.max()) / PAIR_LEVELS) > 0.98
+
+
+def test_factors_of_channels_fold_away_and_learn() -> None:
+    """Each input channel has a scale of its own while training; the folded decoder has one, and computes the same."""
+    network = random_network()
+    decoder = network.int8_form.calibrate(samples_for(network), Ranges(equalization=0.5))
+    lr, z = torch.rand(2, 3, 12, 11), torch.randn(2, CONFIG.latent_size)
+    decoder.learn_factors()
+    plain = decoder(lr, z)
+    with torch.no_grad():
+        for conv in decoder.layers():
+            conv.log_factors.normal_(std=0.3)
+    assert not torch.allclose(decoder(lr, z), plain, atol=1e-4), "other levels"
+    folded = copy.deepcopy(decoder)
+    folded.fold_factors()
+    assert not any(".log_factors" in key for key in folded.state_dict())
+    assert torch.allclose(folded(lr, z), decoder(lr, z), atol=2e-3)
+    assert float((folded(lr, z) - decoder(lr, z)).abs().mean()) < 1e-5, "but for values that lie between two levels"
+    gradients = {}
+    for bf16 in (False, True):
+        decoder.train()
+        decoder.trains_in_bf16 = bf16
+        decoder.zero_grad()
+        decoder(lr, z).square().sum().backward()
+        gradients[bf16] = [conv.log_factors.grad.flatten() for conv in decoder.layers()]
+    assert all(float(gradient.abs().max()) > 0 for gradient in gradients[False])
+    pairs = zip(*gradients.values(), strict=True)
+    assert min(float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for a, b in pairs) > 0.9
 
 
 def test_checkpoints_carry_both_networks(tmp_path: Path) -> None:

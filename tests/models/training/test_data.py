@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import struct
 import time
@@ -130,6 +131,41 @@ def test_patches_are_aligned_pairs(folder: Path) -> None:
             again = bicubic_downscale(big, 4).astype(int)
             assert np.abs(again - small)[2:-2, 2:-2].max() <= 1
     assert sizes == {8, 12}
+
+
+def test_reduced_originals_are_their_own_targets_with_an_exact_twin(tmp_path: Path) -> None:
+    """A pattern of stripes gets finer; LR is the twin of HR in the middle, and the teacher's picture is left out."""
+    stripes = np.zeros((160, 200, 3), np.uint8)
+    stripes[:, (np.arange(200) // 16) % 2 == 0] = 200
+    for name, picture in (("originals", stripes), ("teacher", 255 - stripes)):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), picture)
+    options = {"scale": 4, "patch_sizes": (12,), "seed": 0, "teachers": [tmp_path / "teacher"]}
+    source = PatchSource([tmp_path / "originals"], **options, reduced=1.0)
+    edges = []
+    for step in range(8):
+        hr, target, lr, _ = source.batch(step, 4)
+        assert np.array_equal(hr, target)
+        for big, small in zip(hr, lr, strict=True):
+            assert np.abs(bicubic_downscale(big, 4).astype(int) - small)[2:-2, 2:-2].max() <= 1
+            along = big.astype(int)[:, :, 1] if np.ptp(big[0]) > np.ptp(big[:, 0]) else big.astype(int)[:, :, 1].T
+            edges.append(int((np.abs(np.diff((along[0] > 100).astype(int))) > 0).sum()))
+    assert min(edges) <= 3 < 5 <= max(edges), "stripes of 16 pixels become 8 to 16 wide"
+    taught = PatchSource([tmp_path / "originals"], **options, reduced=0.5)
+    batches = [taught.batch(step, 4) for step in range(8)]
+    shares = [np.array_equal(a, b) for hr, target, *_ in batches for a, b in zip(hr, target, strict=True)]
+    assert 0.2 < np.mean(shares) < 0.8
+
+
+def test_colours_are_permuted_in_all_pictures_of_a_patch(folder: Path) -> None:
+    options = {"scale": 4, "patch_sizes": (8,), "seed": 0}
+    plain, permuted = PatchSource([folder], **options), PatchSource([folder], **options, permuted=1.0)
+    (hr, *_), _, (lr, *_), _ = plain.batch(0, 1)
+    (other_hr, *_), _, (other_lr, *_), _ = permuted.batch(0, 1)
+    orders = [order for order in itertools.permutations(range(3)) if np.array_equal(hr[..., order], other_hr)]
+    assert any(np.array_equal(lr[..., order], other_lr) for order in orders)
+    seen = {tuple(permuted.batch(step, 1).hr.mean(axis=(0, 1, 2)).argsort()) for step in range(40)}
+    assert len(seen) > 2
 
 
 def test_batches_depend_on_seed_and_step_alone(folder: Path) -> None:

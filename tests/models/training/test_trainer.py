@@ -95,6 +95,31 @@ def test_resume_is_exact(
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+def test_dead_channels_are_revived_and_counted(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log counts them, and keeps its means although a step was left out."""
+    original = trainer_module.Trainer._train_step
+
+    def kill_and_skip(self: trainer_module.Trainer, batch: object) -> dict[str, float]:
+        if self.step == 5:
+            with torch.no_grad():
+                self.network.decoder.body[1].bias[:3] = -1e3
+        terms = original(self, batch)
+        return {} if self.step == 7 else terms
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", kill_and_skip)
+    config = dataclasses.replace(STAGE1, iterations=20, validate_every=20, revive_every=6, learning_rate=1e-4)
+    run_on(pictures, config, tmp_path / "run", validation=pictures.parent)
+    with (tmp_path / "run" / "log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["revived"]) >= 3
+    assert float(row["loss"]) > 0
+    for weights in (load_file(tmp_path / "run" / "ema.safetensors"), torch.load(tmp_path / "run" / "state.pt")["network"]):
+        assert weights["decoder.body.1.bias"].abs().max() < 10, "in the average, too"
+    config = dataclasses.replace(config, revive_every=0)
+    run_on(pictures, config, tmp_path / "without", validation=pictures.parent)
+    assert load_file(tmp_path / "without" / "ema.safetensors")["decoder.body.1.bias"].abs().max() > 100
+
+
 def test_a_larger_network_starts_from_a_smaller_one(pictures: Path, tmp_path: Path) -> None:
     """Before the first step, validation gives what it gave at the end of the smaller network's run."""
     first = run_on(pictures, STAGE1, tmp_path / "one", validation=pictures.parent)

@@ -1,0 +1,101 @@
+"""Reviving dead channels of a decoder in training.
+
+A channel that is negative everywhere stays so: ReLU gives it no gradient. High learning rates kill most channels of a deep
+body's first half within some hundred steps, and the network goes on with the few that are left. The idea is that of ReDo
+(Sokar et al., ICML 2023): fresh weights into the channel, zeros out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Modulation, RepConv
+from .decoder import RepDecoder
+
+__all__ = ["dead_channels", "revive"]
+
+_SPREAD = 0.1
+"""Standard deviation of a revived channel where no other channel lives to compare with."""
+Producer = nn.Conv2d | RepConv
+
+
+@torch.no_grad()
+def dead_channels(decoder: RepDecoder, lr: Tensor, z: Tensor | None) -> list[int]:
+    """Number of channels after the head and each block of the body that are 0 in all of N×3×H×W `lr` (`z`: N×latent)."""
+    return [int(_dead(x).sum()) for _, _, _, x in _activations(decoder, lr, z)]
+
+
+@torch.no_grad()
+def revive(decoder: RepDecoder, lr: Tensor, z: Tensor | None, generator: torch.Generator) -> int:
+    """Give every channel that is 0 in all of `lr` new weights, and return how many there were.
+
+    The next convolution reads nothing from a revived channel at first, so the decoder computes the same for these pictures.
+    The new weights make half of its values positive, and as far spread as those of the other channels. Sizes as above.
+    """
+    revived = 0
+    consumers = [*decoder.body, decoder.tail]
+    for index, (producer, modulation, x, y) in enumerate(_activations(decoder, lr, z)):
+        dead = _dead(y)
+        if not dead.any():
+            continue
+        living = y.transpose(0, 1).flatten(1)[~dead].std(dim=1, correction=0)
+        spread = max(float(living.median()) if len(living) else 0.0, _SPREAD)
+        _renew(producer, modulation, dead, x, spread, generator)
+        _unread(consumers[index], dead)
+        revived += int(dead.sum())
+    return revived
+
+
+def _activations(
+    decoder: RepDecoder, lr: Tensor, z: Tensor | None
+) -> Iterator[tuple[Producer, Modulation | None, Tensor, Tensor]]:
+    """(convolution, its modulation, its input, the input of the next one), from the head on.
+
+    What follows sees the weights that a convolution has once the next tuple is asked for.
+    """
+
+    def output(producer: Producer, modulation: Modulation | None, x: Tensor) -> Tensor:
+        y: Tensor = producer(x)
+        return F.relu(y if modulation is None or z is None else modulation(y, z))
+
+    x = lr
+    for index, producer in enumerate([decoder.head, *decoder.body]):
+        assert isinstance(producer, Producer)
+        modulation = cast(dict[str, Modulation], dict(decoder.modulation.items())).get(str(index - 1))
+        yield producer, modulation, x, output(producer, modulation, x)
+        x = output(producer, modulation, x)
+
+
+def _dead(y: Tensor) -> Tensor:
+    return y.amax(dim=(0, 2, 3)) <= 0
+
+
+def _renew(
+    producer: Producer, modulation: Modulation | None, dead: Tensor, x: Tensor, spread: float, generator: torch.Generator
+) -> None:
+    fresh = torch.randn(int(dead.sum()), *producer.weight.shape[1:], generator=generator).to(producer.weight)
+    response = F.conv2d(x, fresh, padding=1)
+    factor = spread / response.std(dim=(0, 2, 3)).clamp(min=1e-6)
+    assert producer.bias is not None
+    producer.weight[dead] = fresh * factor[:, None, None, None]
+    producer.bias[dead] = -response.mean(dim=(0, 2, 3)) * factor
+    for name in ("conv1x1", "project", "identity"):
+        if (branch := getattr(producer, name, None)) is not None:
+            branch[dead] = 0
+    if modulation is not None:  # scales, then shifts
+        modulation.weight[dead.repeat(2)] = 0
+        modulation.bias[dead.repeat(2)] = 0
+
+
+def _unread(consumer: Producer, dead: Tensor) -> None:
+    consumer.weight[:, dead] = 0
+    for name in ("conv1x1", "expand"):
+        if (branch := getattr(consumer, name, None)) is not None:
+            branch[:, dead] = 0
+    if (identity := getattr(consumer, "identity", None)) is not None:
+        identity[dead] = 0

@@ -1,0 +1,101 @@
+"""Ablations: every variant gets the same time, finished runs are kept, the first variant is the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rdsr.benchmarks.errors import BenchmarkError
+from rdsr.benchmarks.training.ablations import AblationRow, ablation_table, measure_ablations, read_ablations
+from rdsr.cli.bench import ABLATIONS
+from rdsr.cli.main import app
+from rdsr.export.build_proof import SAMPLES
+
+PLAN = """
+minutes = 0.002
+seeds = [3, 4]
+[shares]
+bicubic = { stage1 = 0.5 }
+photo = { stage1 = 0.4, prior = 0.3 }
+[training]
+preset = "tiny"
+batch = 2
+patch_sizes = [8]
+warmup = 1
+network = { width = 8, depth = 3, modulation_depths = [0], condition_width = 8, latent_size = 16, lpe_width = 8 }
+[degradations.bicubic]
+[degradations.photo.network]
+degradation_size = 12
+[variants.reference]
+[variants.deeper]
+network = { depth = 4 }
+[variants.lpe]
+stage1 = true
+"""
+
+
+def read(text: str, folder: Path) -> object:
+    (folder / "plan.toml").write_text(text)
+    return read_ablations(folder / "plan.toml")
+
+
+def test_all_variants_are_trained_once_with_one_budget(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    arguments = ["bench", "ablations", "--config", str(tmp_path / "plan.toml"), "--validation", str(SAMPLES)]
+    arguments += ["--data", str(SAMPLES), "-o", str(tmp_path / "out"), "--json"]
+    first = CliRunner().invoke(app, [*arguments, "--jobs", "2"])
+    assert first.exit_code == 0, first.output
+    rows = json.loads(first.stdout)["rows"]
+    order = [(degradation, variant) for degradation in ("bicubic", "photo") for variant in ("reference", "deeper", "lpe")]
+    assert [(row["degradation"], row["variant"]) for row in rows] == order
+    phases = [list(row["steps"]) for row in rows]
+    assert phases == [["stage1", "stage2"]] * 2 + [["stage1"]] + [["stage1", "prior", "stage2"]] * 2 + [["stage1"]]
+    assert all(len(row["psnr_y"]) == 2 and min(row["psnr_y"]) > 15 for row in rows)
+    assert all(len(set(row["psnr_y"])) == 2 for row in rows), "two seeds differ"
+    assert [row["change_db"] for row in rows if row["variant"] == "reference"] == [0.0, 0.0]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("ema.safetensors")}
+    again = CliRunner().invoke(app, arguments)
+    assert json.loads(again.stdout)["rows"] == rows
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("ema.safetensors")} == before
+    assert "| bicubic | deeper |" in (tmp_path / "out" / "ablations.md").read_text()
+
+
+def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    plan = read(PLAN, tmp_path)
+    where = {"data": [SAMPLES], "validation": SAMPLES, "jobs": 1}
+    assert measure_ablations(plan, tmp_path / "out", **where, seconds=0) == []
+    assert measure_ablations(plan, tmp_path / "out", **where) == measure_ablations(
+        plan, tmp_path / "out", **where, seconds=0
+    )
+
+
+def test_the_table_has_a_column_for_each_seed() -> None:
+    rows = [AblationRow("photo", "t-1", {"stage1": 1200, "stage2": 30}, [27.5, 27.4], 27.45, -0.01)]
+    columns, flat = ablation_table(rows, [0, 7])
+    assert [columns[key][0] for key in ("seed 0", "seed 1")] == ["seed 0 (dB)", "seed 7 (dB)"]
+    assert (flat[0]["steps"], flat[0]["seed 1"]) == ("1,200 + 30", 27.4)
+
+
+def test_the_shipped_plan_fits() -> None:
+    plan = read_ablations(ABLATIONS)
+    assert next(iter(plan.variants)) == "reference"
+    assert plan.minutes == 10
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seeds = [3, 4]", "", "seeds is missing"),
+        ("seeds =", "sods = 1\nseeds =", "sods is unknown"),
+        ("warmup = 1", "iterations = 1", "must not set iterations"),
+        ("variants.deeper", "variants.'../x'", "cannot name a run folder"),
+        ("bicubic = { stage1 = 0.5 }", "", "shares lacks bicubic"),
+        ("[variants.lpe]", "[variants]\nx = 1\n[variants.lpe]", "must be tables"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(old: str, new: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=words):
+        read(PLAN.replace(old, new), tmp_path)
