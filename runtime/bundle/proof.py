@@ -44,7 +44,7 @@ class Tolerances:
     """Largest PSNR-Y drop of a bf16 variant on the proof's pictures, in dB, unless the export allowed another one."""
     int8_bytes_off: float = 0.02
     """Largest share of an int8 variant's output bytes that are more than one grey level off the fake-quantized model.
-    Engines round a value between two levels to either, and living channels carry that on: 0.1 to 0.8 % of `small`'s bytes."""
+    Engines round a value between two levels to either, and living channels carry that on: 0.1 to 0.8 % for `small`."""
     int8_psnr_diff_db: float = 0.005
     """Largest difference in mean PSNR-Y between an int8 variant and the fake-quantized model, in dB."""
 
