@@ -25,7 +25,7 @@ from ..rdsr.revive import revive
 from .config import TrainConfig
 from .data import Batch, PatchSource
 from .errors import TrainingError
-from .muon import Muon
+from .optimizers import learning_rate, optimizers_for
 from .signals import Stop, stop_on
 from .stages import STAGE_PARTS, predict_with, prior_with, stage_losses
 from .validation import Pair, as_tensor, mean_psnr_y
@@ -51,23 +51,6 @@ LOG_FIELDS = (
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine from `learning_rate` to `final_learning_rate`.
-
-    The `prior_steps` have such a schedule to themselves, with all rates times `prior_rate`.
-    """
-    alone = step < config.prior_steps
-    begin, end = (0, config.prior_steps) if alone else (config.prior_steps, config.iterations)
-    step, steps = step - begin, end - begin
-    if step < config.warmup:
-        rate = config.learning_rate * (step + 1) / config.warmup
-    else:
-        progress = (step - config.warmup) / max(1, steps - config.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        rate = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
-    return rate * config.prior_rate if alone else rate
 
 
 def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
@@ -96,24 +79,6 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
         changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} here" for k in differ)
         raise TrainingError(f"{folder} was trained under another config ({changes})")
     return dict(state)
-
-
-def _optimizers(network: RDSR, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam, or Muon for the decoder's body and tail and Adam for the rest; modulation and ranges have their own rates."""
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    muon = ("decoder.body.", "decoder.tail.") if config.optimizer == "muon" else ()
-    kernels = {name for name, p in trained.items() if name.startswith(muon) and p.ndim == 4}
-    modulating = {name for name in trained if ".modulation." in name}
-    ranges = {name for name in trained if ".log_" in name}
-    groups = [
-        {"params": [p for n, p in trained.items() if n not in kernels | modulating | ranges], "rate": 1.0},
-        {"params": [p for n, p in trained.items() if n in modulating], "rate": config.modulation_rate},
-        {"params": [p for n, p in trained.items() if n in ranges], "rate": config.range_rate},
-    ]
-    adam = torch.optim.Adam([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    if not kernels:
-        return [adam]
-    return [Muon([p for n, p in trained.items() if n in kernels], lr=config.learning_rate), adam]
 
 
 class Trainer:
@@ -156,7 +121,7 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.split(".")[0] in trained)
         self.parameters: Sequence[nn.Parameter] = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizers = _optimizers(self.network, config)
+        self.optimizers = optimizers_for(self.network, config)
         self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.losses = torch.compile(stage_losses) if config.compile else stage_losses
         self.pairs = pairs

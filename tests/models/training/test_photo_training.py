@@ -18,6 +18,7 @@ from rdsr.models.training import trainer as trainer_module
 from rdsr.models.training.config import TrainConfig
 from rdsr.models.training.data import PatchSource
 from rdsr.models.training.errors import TrainingError
+from rdsr.models.training.optimizers import learning_rate
 from rdsr.tests.models.training.runs import NETWORK, STAGE1, STAGE2, losses, run_on
 
 PHOTO = {"degradation_size": VECTOR_SIZE, "condition_encoder": "statistics", "unshuffle": 2}
@@ -119,7 +120,7 @@ def test_steps_of_the_prior_alone_have_a_schedule_and_patches_of_their_own(pictu
     config = dataclasses.replace(
         STAGE2, iterations=100, prior_steps=60, prior_rate=3.0, warmup=10, learning_rate=1e-3, final_learning_rate=1e-5
     )
-    rates = [trainer_module.learning_rate(config, step) for step in range(100)]
+    rates = [learning_rate(config, step) for step in range(100)]
     assert rates[9] == pytest.approx(3e-3)
     assert rates[59] == pytest.approx(3e-5, rel=0.3)
     assert rates[69] == pytest.approx(1e-3)
