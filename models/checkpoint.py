@@ -75,8 +75,8 @@ class Checkpoint:
 
     def _scales_of(self, key: str) -> str | None:
         """The key of the scales, if a tensor holds the levels of a quantized kernel (`save_checkpoint`, `compact`)."""
-        scales = f"{key.removesuffix('weight')}{LOG_SCALE}"
-        return scales if key.endswith(".weight") and self.stored[key].dtype == torch.int8 and scales in self.stored else None
+        scales = _key_of_scales(key)
+        return scales if self.stored[key].dtype == torch.int8 and scales in self.stored else None
 
     def digest(self) -> str:
         """sha256 of the file."""
@@ -254,9 +254,13 @@ def save_checkpoint(
     atomic_write(path, _in_order(save(plain, metadata=metadata)))
 
 
+def _key_of_scales(key: str) -> str:
+    """The key of a quantized kernel's scales; "" for what is no kernel."""
+    return f"{key.removesuffix('weight')}{LOG_SCALE}" if key.endswith(".weight") else ""
+
+
 def _compact(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    scales = tensors.get(f"{key.removesuffix('weight')}{LOG_SCALE}") if key.endswith(".weight") else None
-    if scales is not None:
+    if (scales := tensors.get(_key_of_scales(key))) is not None:
         return (value / scales.exp()).round().to(torch.int8)
     return value.half() if value.numel() >= LARGE else value
 

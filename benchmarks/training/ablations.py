@@ -43,7 +43,7 @@ class AblationPlan:
     """Processor time of a run's steps, on one thread."""
     shares: Mapping[str, Mapping[str, float]]
     """Degradation → parts of the time for "stage1" and "prior" (stage 2 without the decoder); stage 2 as a whole has the
-    rest. A variant of its own shares has the same table."""
+    rest."""
     seeds: tuple[int, ...]
     training: Mapping[str, Any]
     """Fields of `TrainConfig` that all share."""

@@ -14,7 +14,7 @@ from ...atomic import atomic_write
 from ...export.exporter import ExportOptions, export_checkpoint
 from ...models.checkpoint import read_checkpoint, save_checkpoint
 from ...models.degradation import TEST_DEGRADATIONS
-from ...models.registry import load_model
+from ...models.registry import LoadedModel, load_model
 from ...models.training.config import TrainConfig, find_config
 from ...models.training.errors import TrainingError
 from ...models.training.family import FamilyPlan, Member, Run, finished_runs
@@ -60,11 +60,12 @@ def take_member(
         return f"nothing to take: no quantization-aware run of {name} has finished in {runs}"
     best = max(quantized, key=lambda run: run.state().best or 0.0)
     photo = best.config()["degradation"] == "photo"
-    scale = load_model(best.result()).network.scale
+    result = load_model(best.result())
+    scale = result.network.scale
     target = (weights or Path(__file__).parents[2] / "models" / "weights") / f"{_stem(name, scale)}.safetensors"
     pairs = load_pairs(datasets[0], scale, photo=photo)
     with tempfile.TemporaryDirectory() as scratch:
-        candidate = _compacted(best.result(), Path(scratch) / target.name)
+        candidate = _compacted(result, Path(scratch) / target.name)
         progress(f"measuring {best.label}")
         new = _validate(load_model(candidate).network, pairs, "stage2", "qat")
         figures = f"{datasets[0].name} {new[0]:.3f} dB (int8 {new[1]:.3f})"
@@ -86,9 +87,8 @@ def _stem(member: str, scale: int) -> str:
     return f"rdsr-{member.removesuffix(f'-x{scale}')}-x{scale}"
 
 
-def _compacted(result: Path, path: Path) -> Path:
+def _compacted(loaded: LoadedModel, path: Path) -> Path:
     """Write a run's result to `path` as it is shipped; all figures are of these weights."""
-    loaded = load_model(result)
     save_checkpoint(path, loaded.network.state_dict(), loaded.arch, loaded.config.to_dict(), loaded.notes, compact=True)
     return path
 

@@ -121,14 +121,11 @@ class QuantizedConv(nn.Module):
         limit = weight_limit(inputs)
         return _levels(weight, log_scale, -limit, limit, pairs=inputs % 2 == 0)
 
-    def _input_levels(self, x: Tensor, log_scale: Tensor) -> Tensor:
-        return _levels(x, self._log_scales(log_scale), 0, ACTIVATION_LEVELS)
-
     def _log_scales(self, log_scale: Tensor) -> Tensor:
         return log_scale if self.log_factors is None else log_scale + self.log_factors
 
     def learn_factors(self) -> None:
-        """Let each channel of the input learn a scale of its own. `QuantizedChain.snap` folds them away."""
+        """Let each channel of the input learn a scale of its own, for training."""
         if self.log_factors is None and self.quantized:
             self.log_factors = nn.Parameter(torch.zeros(self.weight.shape[1], 1, 1))
 
@@ -147,7 +144,7 @@ class QuantizedConv(nn.Module):
         """
         assert self.log_weight_scale is not None
         assert self.log_input_scale is not None
-        levels = self._input_levels(x, self.log_input_scale)
+        levels = _levels(x, self._log_scales(self.log_input_scale), 0, ACTIVATION_LEVELS)
         kernel = self._weight_levels(self.log_weight_scale)
         if self.log_factors is not None:  # a 1 with a gradient: the weights' part in that of the factors
             kernel = kernel * (self.log_factors.detach().exp() / self.log_factors.exp())
@@ -188,20 +185,9 @@ class QuantizedChain(nn.Module):
         """The convolutions of body and tail."""
         return [conv for conv in self.convs if isinstance(conv, QuantizedConv)]
 
-    def learn_factors(self) -> None:
-        """Let each channel of every quantized input learn a scale of its own, for training."""
-        for conv in self.layers():
-            conv.learn_factors()
-
-    def fold_factors(self) -> None:
-        """Move the factors of inputs into the convolutions before and after. The chain computes the same as before."""
-        if any(conv.log_factors is not None for conv in self.layers()):
-            raise NotImplementedError
-
     @torch.no_grad()
     def snap(self) -> None:
         """Replace every quantized weight by the value of its level. The chain computes the same as before."""
-        self.fold_factors()
         for conv in self.layers():
             conv.weight.copy_(conv.quantized_weight())
             conv.bias.copy_(conv.quantized_bias())

@@ -98,12 +98,22 @@ class QuantizedDecoder(QuantizedChain):
             modulation.weight[len(factor) :].mul_(factor[:, None])
             modulation.bias[len(factor) :].mul_(factor)
 
+    def learn_factors(self) -> None:
+        """Let each channel of every quantized input learn a scale of its own, for training."""
+        for conv in self.layers():
+            conv.learn_factors()
+
     @torch.no_grad()
     def fold_factors(self) -> None:
+        """Move the factors of inputs into the convolutions before and after. The decoder computes the same as before."""
         for index, conv in enumerate(self.layers()):
             if conv.log_factors is not None:
                 factors, conv.log_factors = conv.log_factors.flatten(), None
                 self.scale_channels(index, (-factors).exp())
+
+    def snap(self) -> None:
+        self.fold_factors()
+        super().snap()
 
     def modulation_of(self, index: int) -> Modulation | None:
         """The modulation between a convolution and its ReLU, if there is one."""

@@ -7,7 +7,7 @@ body's first half within some hundred steps, and the network goes on with the fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -27,7 +27,11 @@ Producer = nn.Conv2d | RepConv
 @torch.no_grad()
 def dead_channels(decoder: RepDecoder, lr: Tensor, z: Tensor | None) -> list[int]:
     """Number of channels after the head and each block of the body that are 0 in all of N×3×H×W `lr` (`z`: N×latent)."""
-    return [int(_dead(x).sum()) for _, _, _, x in _activations(decoder, lr, z)]
+    counts, x = [], lr
+    for producer, modulation in _layers(decoder):
+        x = _output(producer, modulation, x, z)
+        counts.append(int(_dead(x).sum()))
+    return counts
 
 
 @torch.no_grad()
@@ -37,38 +41,33 @@ def revive(decoder: RepDecoder, lr: Tensor, z: Tensor | None, generator: torch.G
     The next convolution reads nothing from a revived channel at first, so the decoder computes the same for these pictures.
     The new weights make half of its values positive, and as far spread as those of the other channels. Sizes as above.
     """
-    revived = 0
-    consumers = [*decoder.body, decoder.tail]
-    for index, (producer, modulation, x, y) in enumerate(_activations(decoder, lr, z)):
+    revived, x = 0, lr
+    for (producer, modulation), consumer in zip(_layers(decoder), [*decoder.body, decoder.tail], strict=True):
+        assert isinstance(consumer, Producer)
+        y = _output(producer, modulation, x, z)
         dead = _dead(y)
-        if not dead.any():
-            continue
-        living = y.transpose(0, 1).flatten(1)[~dead].std(dim=1, correction=0)
-        spread = max(float(living.median()) if len(living) else 0.0, _SPREAD)
-        _renew(producer, modulation, dead, x, spread, generator)
-        _unread(consumers[index], dead)
-        revived += int(dead.sum())
+        if dead.any():
+            living = y.transpose(0, 1).flatten(1)[~dead].std(dim=1, correction=0)
+            spread = max(float(living.median()) if len(living) else 0.0, _SPREAD)
+            _renew(producer, modulation, dead, x, spread, generator)
+            _unread(consumer, dead)
+            revived += int(dead.sum())
+            y = _output(producer, modulation, x, z)
+        x = y
     return revived
 
 
-def _activations(
-    decoder: RepDecoder, lr: Tensor, z: Tensor | None
-) -> Iterator[tuple[Producer, Modulation | None, Tensor, Tensor]]:
-    """(convolution, its modulation, its input, the input of the next one), from the head on.
+def _layers(decoder: RepDecoder) -> list[tuple[Producer, Modulation | None]]:
+    """Head and body: (convolution, the modulation between it and its ReLU)."""
+    modulations = cast(dict[str, Modulation], dict(decoder.modulation.items()))
+    blocks = cast(Iterable[RepConv], decoder.body)
+    return [(decoder.head, None), *((block, modulations.get(str(index))) for index, block in enumerate(blocks))]
 
-    What follows sees the weights that a convolution has once the next tuple is asked for.
-    """
 
-    def output(producer: Producer, modulation: Modulation | None, x: Tensor) -> Tensor:
-        y: Tensor = producer(x)
-        return F.relu(y if modulation is None or z is None else modulation(y, z))
-
-    x = lr
-    for index, producer in enumerate([decoder.head, *decoder.body]):
-        assert isinstance(producer, Producer)
-        modulation = cast(dict[str, Modulation], dict(decoder.modulation.items())).get(str(index - 1))
-        yield producer, modulation, x, output(producer, modulation, x)
-        x = output(producer, modulation, x)
+def _output(producer: Producer, modulation: Modulation | None, x: Tensor, z: Tensor | None) -> Tensor:
+    """What the next convolution reads."""
+    y: Tensor = producer(x)
+    return F.relu(y if modulation is None or z is None else modulation(y, z))
 
 
 def _dead(y: Tensor) -> Tensor:

@@ -253,9 +253,9 @@ class Trainer:
 
     def _may_revive(self) -> bool:
         config = self.config
-        alone = self.step < config.prior_steps
-        late = self.step - config.prior_steps > 2 / 3 * (config.iterations - config.prior_steps)
-        return bool(config.revive_every) and self.step > 0 and self.step % config.revive_every == 0 and not (alone or late)
+        if config.stage == "qat" or not config.revive_every or self.step == 0 or self.step % config.revive_every:
+            return False
+        return 0 <= self.step - config.prior_steps <= 2 / 3 * (config.iterations - config.prior_steps)
 
     def _revive(self, batch: Batch) -> int:
         """Revive dead channels in the network and in its average; returns their number."""
@@ -299,7 +299,7 @@ class Trainer:
         got = time.monotonic()
         self.between_steps = False
         terms = self._train_step(batch)
-        if self.config.stage != "qat" and self._may_revive():
+        if self._may_revive():
             terms |= {"revived": self._revive(batch)}
         terms |= {"waited": got - before, "busy": time.monotonic() - before}
         self.sums |= {k: self.sums.get(k, 0.0) + v for k, v in terms.items()}
