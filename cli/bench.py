@@ -15,7 +15,6 @@ from .console import print_json, print_table, stderr, stdout, steps_shown
 from .exit_codes import FAILED, command, fail
 from .options import (
     BackendOption,
-    BundleOption,
     DegradationOption,
     JsonOption,
     PrecisionOption,
@@ -158,22 +157,27 @@ def int8(
 def crops(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
-    bundle: BundleOption = None,
-    name: Annotated[list[str] | None, typer.Option("--name", help="Name of a picture of the set; may be repeated.")] = None,
+    bundle: Annotated[
+        list[str] | None, typer.Option("--bundle", help="Bundle folder; default: the package's own. May be repeated.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Name of a picture of the set; NAME:jpeg degrades it first. May be repeated."),
+    ] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Write crops of bicubic, the bundle and the original side by side as one PNG.
+    """Write crops of bicubic, the bundles and the original side by side as one PNG.
 
-    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra -o crops.png
+    Example: rdsr bench crops --dataset Set14 --name monarch --name zebra:jpeg -o crops.png
     """
     from ..benchmarks.quality import measure as bench
     from ..benchmarks.quality.crops import crop_strip
-    from ..benchmarks.quality.datasets import find_dataset
 
-    candidate = bench.bundle(bundle, backend=backend, precision=precision, threads=threads)
-    crop_strip(candidate, find_dataset(dataset, candidate.scale), output, names=name or [])
+    bundles = bundle or [None]
+    candidates = [bench.bundle(each, backend=backend, precision=precision, threads=threads) for each in bundles]
+    crop_strip(candidates, dataset, output, names=name or [])
     stdout.print(str(output))
 
 

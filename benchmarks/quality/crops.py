@@ -1,7 +1,8 @@
-"""Side-by-side crops (bicubic, a model, the original) of a data set's pictures, as one PNG."""
+"""Side-by-side crops (bicubic, models, the original) of a data set's pictures, as one PNG."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...atomic import atomic_write
 from ...runtime.metrics import psnr_y
 from ..errors import BenchmarkError
-from .datasets import Dataset
+from .datasets import Dataset, find_dataset
 from .measure import Candidate, bicubic
 
 __all__ = ["crop_strip"]
@@ -32,32 +33,47 @@ def _busiest(hr: Rgb, rough: Rgb, side: int) -> tuple[int, int]:
     return divmod(int(valid.argmax()), valid.shape[1])
 
 
-def crop_strip(
-    candidate: Candidate, dataset: Dataset, target: Path, *, side: int = 96, zoom: int = 2, names: Sequence[str] = ()
-) -> None:
-    """Write a PNG with one row per picture: bicubic, the candidate, the original. Captions give PSNR-Y of the whole picture.
+def _rows(root: Path, scale: int, names: Sequence[str]) -> list[tuple[Dataset, str]]:
+    """(a data set of one pair, its degradation or "") for each row; `BenchmarkError` for unknown names."""
+    whole = find_dataset(root, scale)
+    pairs = {high.stem: (low, high) for low, high in whole.pairs}
+    rows = []
+    for wanted in names or pairs:
+        name, _, degradation = (wanted, "", "") if wanted in pairs else wanted.partition(":")
+        if name not in pairs:
+            raise BenchmarkError(f"the data set {whole.name} has no picture {wanted}")
+        dataset = find_dataset(root, scale, degradation or None)
+        rows.append((dataclasses.replace(dataset, pairs=(pairs[name],)), degradation))
+    return rows
 
-    `names` picks pictures of the data set (default: all). Crops are `side` pixels wide and high, enlarged `zoom` times
-    without interpolation. Raises `BenchmarkError` for an unknown name, `OutputError` if the file cannot be written.
+
+def crop_strip(
+    candidates: Sequence[Candidate], root: Path, target: Path, *, side: int = 96, zoom: int = 2, names: Sequence[str] = ()
+) -> None:
+    """Write a PNG with one row per picture: bicubic, the candidates, the original. Captions: PSNR-Y of the whole picture.
+
+    The candidates share one scale. `names` picks pictures of the data set at `root` (default: all); "NAME:jpeg" degrades one
+    first, see `find_dataset`. Crops are `side` pixels wide and high, enlarged `zoom` times without interpolation.
+    Raises `BenchmarkError` for an unknown name or degradation or two scales, `OutputError` if the file cannot be written.
     """
-    if unknown := sorted(set(names) - {hr.stem for _, hr in dataset.pairs}):
-        raise BenchmarkError(f"the data set {dataset.name} has no picture {', '.join(unknown)}")
-    chosen = [(lr, hr) for name, lr, hr in dataset if not names or name in names]
-    floor, scale = bicubic(dataset.scale), dataset.scale
+    scale, *others = sorted({candidate.scale for candidate in candidates})
+    if others:
+        raise BenchmarkError(f"crops of ×{scale} and ×{others[0]} cannot stand side by side")
+    rows = _rows(root, scale, names)
     cell = side * zoom
-    sheet = Image.new("RGB", (3 * cell + 4 * _GAP, len(chosen) * (cell + _CAPTION + _GAP) + _GAP), "white")
+    width = (len(candidates) + 2) * (cell + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, len(rows) * (cell + _CAPTION + _GAP) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     top = _GAP
-    for lr, hr in chosen:
-        rough, sharp = floor.run(lr), candidate.run(lr)
+    for dataset, degradation in rows:
+        ((_, lr, hr),) = dataset
+        rough = bicubic(scale).run(lr)
         window = min(side, *hr.shape[:2])
         y, x = _busiest(hr, rough, window)
-        columns = (
-            (rough, f"bicubic  {psnr_y(rough, hr, scale):.2f} dB"),
-            (sharp, f"{Path(candidate.model).stem}  {psnr_y(sharp, hr, scale):.2f} dB"),
-            (hr, "original"),
-        )
-        for left, (picture, caption) in zip(range(_GAP, 3 * (cell + _GAP), cell + _GAP), columns, strict=True):
+        results = [(f"{degradation}: bicubic" if degradation else "bicubic", rough)]
+        results += [(Path(candidate.model).stem, candidate.run(lr)) for candidate in candidates]
+        columns = [(f"{name}  {psnr_y(sr, hr, scale):.2f} dB", sr) for name, sr in results] + [("original", hr)]
+        for left, (caption, picture) in zip(range(_GAP, width, cell + _GAP), columns, strict=True):
             crop = Image.fromarray(picture[y : y + window, x : x + window])
             sheet.paste(crop.resize((cell, cell), Image.Resampling.NEAREST), (left, top))
             draw.text((left + 2, top + cell + 3), caption, fill="black", font=font)

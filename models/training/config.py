@@ -40,6 +40,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "spike_factor": (1.1, 1e6), "frequency_weight": (0.0, 1e3), "prior_weight": (0.0, 1e3),
     "teacher_weight": (0.0, 1.0), "reduced": (0.0, 1.0), "permuted": (0.0, 1.0),
     "distillation": (0.0, 1.0), "black_and_white": (0.0, 1.0),
+    "black_and_white_weight": (0.0, 1e3),
     "checkpoint_minutes": (0.0, 1e4),
 }  # fmt: skip
 """Smallest and largest value of each number; a field with whole limits takes only whole numbers."""
@@ -105,6 +106,8 @@ class TrainConfig(BaseConfig):
     """qat: share of the patches that become black and white (white: above the median), with the float network's output as
     target, so that the ranges cover text, too. Squared errors of `small` in grey levels², on photographs and on such
     pictures: 0.8 and 136 with 0, 1.1 and 6.7 with 0.03, 1.7 and 4.3 with 0.125."""
+    black_and_white_weight: float = 1.0
+    """qat: weight of these patches in the loss."""
     range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6

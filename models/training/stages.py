@@ -117,9 +117,14 @@ def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, nois
         z = network.latent_prior(seen, noise)
         teacher = network.decoder(seen, z) if share else None
     sr = quantized(seen, z)
-    loss, pixel = picture_loss(sr[: len(lr) - count], hr[count:], config)
+    photographs = len(lr) - count
+    loss, pixel = picture_loss(sr[:photographs], hr[count:], config)
     if teacher is not None:
-        loss = (1 - share) * loss + share * picture_loss(sr, teacher, config)[0]
+        distance = photographs * picture_loss(sr[:photographs], teacher[:photographs], config)[0]
+        if count:
+            extremes = picture_loss(sr[photographs:], teacher[photographs:], config)[0]
+            distance = distance + config.black_and_white_weight * count * extremes
+        loss = (1 - share) * loss + share * distance / len(lr)
     return Losses(loss, pixel, torch.zeros(()))
 
 

@@ -83,14 +83,27 @@ def test_bicubic_floor_on_the_samples() -> None:
 
 
 def test_crop_strip_shows_three_columns_a_picture(tmp_path: Path) -> None:
-    crop_strip(bicubic(4), find_dataset(SAMPLES, 4), tmp_path / "crops.png", side=32, zoom=2, names=["chart", "portrait"])
+    crop_strip([bicubic(4)], SAMPLES, tmp_path / "crops.png", side=32, zoom=2, names=["chart", "portrait"])
     sheet = cv2.imread(str(tmp_path / "crops.png"))
     assert sheet.shape == (2 * (64 + 22 + 6) + 6, 3 * 64 + 4 * 6, 3)
     left, middle, right = (sheet[6:70, x : x + 64] for x in (6, 76, 146))
     assert np.array_equal(left, middle), "the same model twice"
     assert not np.array_equal(left, right)
     with pytest.raises(BenchmarkError, match="no picture zebra"):
-        crop_strip(bicubic(4), find_dataset(SAMPLES, 4), tmp_path / "x.png", names=["zebra"])
+        crop_strip([bicubic(4)], SAMPLES, tmp_path / "x.png", names=["zebra"])
+
+
+def test_crop_strip_shows_several_models_on_degraded_pictures(tmp_path: Path) -> None:
+    names = ["chart", "chart:jpeg"]
+    crop_strip([bicubic(4), bicubic(4)], SAMPLES, tmp_path / "crops.png", side=32, zoom=2, names=names)
+    sheet = cv2.imread(str(tmp_path / "crops.png"))
+    assert sheet.shape == (2 * (64 + 22 + 6) + 6, 4 * 64 + 5 * 6, 3)
+    clean, jpeg = (sheet[top : top + 64] for top in (6, 98))
+    assert not np.array_equal(clean[:, 6:70], jpeg[:, 6:70])
+    with pytest.raises(BenchmarkError, match="degradation must be"):
+        crop_strip([bicubic(4)], SAMPLES, tmp_path / "x.png", names=["chart:fog"])
+    with pytest.raises(BenchmarkError, match="×2 and ×4 cannot"):
+        crop_strip([bicubic(2), bicubic(4)], SAMPLES, tmp_path / "x.png")
 
 
 def test_a_degradation_makes_lr_of_any_originals_and_always_the_same(tmp_path: Path) -> None:
