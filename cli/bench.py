@@ -175,7 +175,7 @@ def crops(
     from ..benchmarks.quality import measure as bench
     from ..benchmarks.quality.crops import crop_strip
 
-    bundles = bundle or [None]
+    bundles: Sequence[str | None] = bundle or [None]
     candidates = [bench.bundle(each, backend=backend, precision=precision, threads=threads) for each in bundles]
     crop_strip(candidates, dataset, output, names=name or [])
     stdout.print(str(output))
