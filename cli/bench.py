@@ -15,6 +15,7 @@ from .console import print_json, print_table, stderr, stdout, steps_shown
 from .exit_codes import FAILED, command, fail
 from .options import (
     BackendOption,
+    BundlesOption,
     DegradationOption,
     JsonOption,
     PrecisionOption,
@@ -32,7 +33,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure quality, speed and l
 def quality(
     dataset: Annotated[list[Path], typer.Option("--dataset", help="Data set folder (HR/, LRx4/); may be repeated.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[DIR]...", help="More data set folders.")] = None,
-    bundle: Annotated[list[str] | None, typer.Option("--bundle", help="Bundle folder; may be repeated.")] = None,
+    bundle: BundlesOption = None,
     onnx: Annotated[list[Path] | None, typer.Option("--onnx", help="ONNX file of any upscaler; may be repeated.")] = None,
     checkpoint: Annotated[
         list[str] | None, typer.Option("--checkpoint", help="Checkpoint to run in torch; may be repeated.")
@@ -157,9 +158,7 @@ def int8(
 def crops(
     dataset: Annotated[Path, typer.Option("--dataset", help="Data set folder (HR/, LRx4/).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
-    bundle: Annotated[
-        list[str] | None, typer.Option("--bundle", help="Bundle folder; default: the package's own. May be repeated.")
-    ] = None,
+    bundle: BundlesOption = None,
     name: Annotated[
         list[str] | None,
         typer.Option("--name", help="Name of a picture of the set; NAME:jpeg degrades it first. May be repeated."),

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
-    "ArchOption", "AutoencoderOption", "BackendOption", "BundleOption", "CompressionOption", "DegradationOption",
-    "DeviceOption", "Engine", "FormatOption",
+    "ArchOption", "AutoencoderOption", "BackendOption", "BundleOption", "BundlesOption", "CompressionOption",
+    "DegradationOption", "DeviceOption", "Engine", "FormatOption",
     "FramesOption", "JsonOption", "LosslessOption", "MaxPixelsOption", "MemoryLimitOption", "PrecisionOption",
     "QualityOption", "ScaleOption", "SeedOption", "SizeOption", "ThreadsOption",
 ]  # fmt: skip
@@ -48,6 +48,9 @@ class Engine(StrEnum):
 
 
 BundleOption = Annotated[str | None, typer.Option("--bundle", help="Bundle folder; default: the package's own.")]
+BundlesOption = Annotated[
+    list[str] | None, typer.Option("--bundle", help="Bundle folder; default: the package's own. May be repeated.")
+]
 SizeOption = Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")]
 BackendOption = Annotated[Backend, typer.Option(help="Inference engine.")]
 MemoryLimitOption = Annotated[

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...atomic import atomic_write
 from ...runtime.metrics import psnr_y
 from ..errors import BenchmarkError
-from .datasets import Dataset, find_dataset
+from .datasets import BICUBIC, Dataset, find_dataset
 from .measure import Candidate, bicubic
 
 __all__ = ["crop_strip"]
@@ -33,17 +33,17 @@ def _busiest(hr: Rgb, rough: Rgb, side: int) -> tuple[int, int]:
     return divmod(int(valid.argmax()), valid.shape[1])
 
 
-def _rows(root: Path, scale: int, names: Sequence[str]) -> list[tuple[Dataset, str]]:
-    """(a data set of one pair, its degradation or "") for each row; `BenchmarkError` for unknown names."""
-    whole = find_dataset(root, scale)
-    pairs = {high.stem: (low, high) for low, high in whole.pairs}
+def _rows(root: Path, scale: int, names: Sequence[str]) -> list[Dataset]:
+    """A data set of one pair for each row; `BenchmarkError` for unknown names. A named degradation needs no LR."""
+    stems = [high.stem for _, high in find_dataset(root, scale, BICUBIC).pairs]
+    asked = [(name, "") if name in stems else name.partition(":")[::2] for name in names or stems]
+    if unknown := sorted({name for name, _ in asked} - set(stems)):
+        raise BenchmarkError(f"the data set {root.resolve().name} has no picture {', '.join(unknown)}")
+    whole = {degradation: find_dataset(root, scale, degradation or None) for _, degradation in asked}
     rows = []
-    for wanted in names or pairs:
-        name, _, degradation = (wanted, "", "") if wanted in pairs else wanted.partition(":")
-        if name not in pairs:
-            raise BenchmarkError(f"the data set {whole.name} has no picture {wanted}")
-        dataset = find_dataset(root, scale, degradation or None)
-        rows.append((dataclasses.replace(dataset, pairs=(pairs[name],)), degradation))
+    for name, degradation in asked:
+        (pair,) = (pair for pair in whole[degradation].pairs if pair[1].stem == name)
+        rows.append(dataclasses.replace(whole[degradation], pairs=(pair,)))
     return rows
 
 
@@ -65,12 +65,12 @@ def crop_strip(
     sheet = Image.new("RGB", (width, len(rows) * (cell + _CAPTION + _GAP) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     top = _GAP
-    for dataset, degradation in rows:
+    for dataset in rows:
         ((_, lr, hr),) = dataset
         rough = bicubic(scale).run(lr)
         window = min(side, *hr.shape[:2])
         y, x = _busiest(hr, rough, window)
-        results = [(f"{degradation}: bicubic" if degradation else "bicubic", rough)]
+        results = [(f"{dataset.degradation}: bicubic" if dataset.degradation else "bicubic", rough)]
         results += [(Path(candidate.model).stem, candidate.run(lr)) for candidate in candidates]
         columns = [(f"{name}  {psnr_y(sr, hr, scale):.2f} dB", sr) for name, sr in results] + [("original", hr)]
         for left, (caption, picture) in zip(range(_GAP, width, cell + _GAP), columns, strict=True):

@@ -153,17 +153,19 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         texts=plan.card,
         network=network,
         gflops=convolution_gflops(network, 128, 128),
-        runs=[(run, run.config(), run.state(), _origin(run.config()["init"], member)) for run in runs],
+        runs=[(run, run.config(), run.state(), _origin(run.config()["init"], member, runs)) for run in runs],
         rows=rows,
         lacking=[name for name in ("Set5", "Set14", "B100") if name not in {row.dataset for row, _ in rows}],
     )
 
 
-def _origin(init: str, member: Member) -> str:
+def _origin(init: str, member: Member, runs: Sequence[Run]) -> str:
     """What a run started from, for a reader who does not have its folder."""
     if not init:
         return "nothing"
     if init == member.init:
         return f"{init}, as shipped before"
     path = Path(init)
-    return "weights from elsewhere" if path.stem == "adopted" else path.parent.name
+    if path.stem == "adopted":
+        return "weights from elsewhere"
+    return next((run.label for run in runs if run.folder.name == path.parent.name), path.parent.name)

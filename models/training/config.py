@@ -107,7 +107,9 @@ class TrainConfig(BaseConfig):
     target, so that the ranges cover text, too. Squared errors of `small` in grey levels², on photographs and on such
     pictures: 0.8 and 136 with 0, 1.1 and 6.7 with 0.03, 1.7 and 4.3 with 0.125."""
     black_and_white_weight: float = 1.0
-    """qat: weight of these patches in the loss."""
+    """qat: weight of these patches in the loss. Their squared errors are large, and 1 lets them rule the ranges of
+    photographs, too: `small` loses 0.019 dB of Kodak24 with a share of 0.01 and 1, 0.013 with 0.03 and 0.03. Its squared
+    error on such pictures rises from 16 to 58 grey levels²."""
     range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6

@@ -104,6 +104,10 @@ def test_crop_strip_shows_several_models_on_degraded_pictures(tmp_path: Path) ->
         crop_strip([bicubic(4)], SAMPLES, tmp_path / "x.png", names=["chart:fog"])
     with pytest.raises(BenchmarkError, match="×2 and ×4 cannot"):
         crop_strip([bicubic(2), bicubic(4)], SAMPLES, tmp_path / "x.png")
+    write(tmp_path / "HR" / "alone.png", 64, 64)  # LR is made of it
+    crop_strip([bicubic(4)], tmp_path, tmp_path / "crops.png", side=32, names=["alone:noise"])
+    with pytest.raises(BenchmarkError, match="no picture fog, zebra"):
+        crop_strip([bicubic(4)], SAMPLES, tmp_path / "x.png", names=["zebra", "fog"])
 
 
 def test_a_degradation_makes_lr_of_any_originals_and_always_the_same(tmp_path: Path) -> None:
