@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,10 +154,22 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         texts=plan.card,
         network=network,
         gflops=convolution_gflops(network, 128, 128),
-        runs=[(run, run.config(), run.state(), _origin(run.config()["init"], member, runs)) for run in runs],
+        runs=[
+            (run, config := run.config(), _changes(run), run.state(), _origin(config["init"], member, runs)) for run in runs
+        ],
         rows=rows,
         lacking=[name for name in ("Set5", "Set14", "B100") if name not in {row.dataset for row, _ in rows}],
     )
+
+
+def _changes(run: Run) -> str:
+    """The fields that a run set otherwise than its preset and that have no column of their own."""
+    config = run.config()
+    preset = json.loads(json.dumps(TrainConfig.load(find_config(Path(run.stage.config))).to_dict()))
+    shown = ("data", "teacher", "teacher_weight", "init", "iterations", "batch", "patch_sizes", "pixel_loss")
+    aside = (*shown, "validate_every", "checkpoint_minutes", "compile")
+    changed = {key: value for key, value in config.items() if key not in aside and value != preset.get(key)}
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in changed.items())
 
 
 def _origin(init: str, member: Member, runs: Sequence[Run]) -> str:
