@@ -19,6 +19,8 @@ __all__ = ["calibrate"]
 
 _POSITIONS = 40_000
 """Pixels, over all samples, that percentiles are taken from. Largest and smallest values are taken from all pixels."""
+_MARGIN = 0.05
+"""Share of its range by which an output reaches below what the samples need: other pictures have other priors."""
 _LEAST = 1e-6
 """Smallest scale: an activation that is always zero needs one, too."""
 
@@ -109,6 +111,19 @@ def _set_scales(decoder: QuantizedDecoder, samples: Sequence[Sample], share: flo
         high = _rounded(seen.high(index, "input", share, channels=False))
         conv.log_input_scale.copy_((high / ACTIVATION_LEVELS).clamp(min=_LEAST).log())
         if conv.output_low is not None and conv.log_output_scale is not None:
-            low, high = _rounded(seen.low(index, "output", share)), seen.high(index, "output", share, channels=True)
+            low, high = seen.low(index, "output", share), seen.high(index, "output", share, channels=True)
+            low = _rounded(torch.maximum(low, _lowest_that_counts(decoder, index, samples) - _MARGIN * (high - low)))
             conv.output_low.copy_(low)
             conv.log_output_scale.copy_(_rounded(((high - low) / ACTIVATION_LEVELS).clamp(min=_LEAST)).log())
+
+
+def _lowest_that_counts(decoder: QuantizedDecoder, index: int, samples: Sequence[Sample]) -> Tensor:
+    """For each channel that convolution `index` makes, the value below which the ReLU after the modulation gives 0, with the
+    latent prior of every sample; −inf if there is none. Half of a modulated output's range lies below, for nothing."""
+    conv, modulation = decoder.layers()[index], decoder.modulation_of(index)
+    if modulation is None or conv.identity is not None:
+        return torch.full_like(conv.bias, -torch.inf)
+    z, zero = torch.cat([z for _, z in samples]), torch.zeros(1, len(conv.bias), 1, 1)
+    shift = modulation(zero, z).flatten(1)
+    scale = modulation(zero + 1, z).flatten(1) - shift
+    return torch.where(scale > 0, -shift / scale, -torch.inf).amin(dim=0)

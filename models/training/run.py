@@ -60,7 +60,7 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
-QAT_START = Ranges(percentile=0.9999, equalization=1.0)
+QAT_START = Ranges(percentile=0.9999, equalization=0.6)
 """Start of quantization-aware training. It learns the range of each channel."""
 _CALIBRATION_PICTURES = 12
 _CALIBRATION_SIDE = 96

@@ -82,6 +82,27 @@ def test_without_rounding_it_is_the_float_decoder(ranges: Ranges) -> None:
             assert 0 < float(error.mean()) < 0.02, "rounding costs something, but little"
 
 
+def test_a_modulated_output_has_no_levels_for_what_the_relu_cuts_off() -> None:
+    """The lowest level lies at most a little below −shift/scale; unmodulated outputs keep their whole range."""
+    network = random_network()
+    modulation = network.decoder.modulation["0"]
+    with torch.no_grad():
+        modulation.weight.zero_()
+        modulation.bias.copy_(torch.cat([torch.full((CONFIG.width,), 0.5), torch.full((CONFIG.width,), 0.03)]))
+        seen: list[torch.Tensor] = []
+        decoder = network.int8_form.calibrate(samples_for(network), Ranges())
+        lr, z = samples_for(network)[0]
+        decoder(lr, z, only=(), watch=lambda index, where, x: seen.append(x) if (index, where) == (0, "output") else None)
+    first, last = decoder.layers()[0], decoder.layers()[-1]
+    assert first.output_low is not None
+    assert last.output_low is not None
+    below = seen[0].amin(dim=(0, 2, 3)) < -0.1
+    assert below.any(), "some channels reach far below −0.03 / 1.5"
+    assert (first.output_low[below] <= -0.03 / 1.5 + 1e-4).all(), "but for nothing else"
+    assert (first.output_low[below] > seen[0].amin(dim=(0, 2, 3))[below] + 0.03).all()
+    assert (last.output_low < 0).any()
+
+
 def test_clipping_and_floats_do_what_they_say() -> None:
     network = random_network()
     whole, clipped = (network.int8_form.calibrate(samples_for(network), Ranges(percentile=p)) for p in (1.0, 0.99))
