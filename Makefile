@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-MODEL := rdsr-small
+MODEL := rdsr-photo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast bench check-large fuzz lint format default-bundle wheel clean
@@ -42,7 +42,7 @@ test-fast: $(VENV)/.dev  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow"
 
 # Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
-BENCH_MODELS ?= rdsr-base rdsr-small rdsr-tiny diffir bicubic disp span-28 rlfn-ntire imdn rfdn
+BENCH_MODELS ?= rdsr-base rdsr-small rdsr-photo rdsr-tiny diffir bicubic disp span-28 rlfn-ntire imdn rfdn
 BENCH_DATASET ?= $(firstword $(wildcard ../shared/data/test/Set5) export/samples)
 # Evaluated once, when it is needed.
 BENCH = $(eval BENCH := benchmarks/results/$(shell $(BIN)/python -c 'from rdsr.benchmarks.host import isa_folder; print(isa_folder())'))$(BENCH)

@@ -14,7 +14,7 @@ from rdsr.models.registry import load_model, shipped_weights
 from rdsr.runtime import Bundle, Upscaler
 from rdsr.runtime.verify import verify
 
-DEFAULT = "rdsr-small"
+DEFAULT = "rdsr-photo"
 
 
 @pytest.mark.parametrize("name", sorted(shipped_weights()))

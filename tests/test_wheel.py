@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rdsr.models.registry import shipped_weights
 from rdsr.tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,12 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
     subprocess.run(command, check=True, cwd=folder)
     return folder / "bin"
+
+
+def test_the_wheel_stays_small_with_all_weights(wheel: Path) -> None:
+    assert wheel.stat().st_size < 30e6
+    with zipfile.ZipFile(wheel) as content:
+        assert {f"rdsr/models/weights/{path.name}" for path in shipped_weights().values()} <= set(content.namelist())
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:

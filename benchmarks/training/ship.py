@@ -46,7 +46,8 @@ def take_member(
 ) -> str:
     """Put the best finished weights of a member, and their card, into `weights`. Returns a sentence with the outcome.
 
-    It writes nothing unless PSNR-Y of the validation set is higher than that of the weights there, in float and in int8.
+    It writes nothing unless PSNR-Y of the validation set is higher than that of the weights there in float or in int8, and
+    lower in neither.
     `tests`: data sets whose figures go on the card. Raises `TrainingError` for an unknown member or a missing data set,
     `BenchmarkError` if the weights do not export or a data set is at fault.
     """
@@ -73,7 +74,8 @@ def take_member(
         if target.is_file():
             before = _validate(load_model(target).network, pairs, "stage2", "qat")
             figures += f", shipped {before[0]:.3f} (int8 {before[1]:.3f})"
-            if any(a < b + _LEAST_RISE_DB for a, b in zip(new, before, strict=True)):
+            rises = [a - b for a, b in zip(new, before, strict=True)]
+            if min(rises) < 0 or max(rises) < _LEAST_RISE_DB:
                 return f"not taken: {name} has not risen: {figures}"
         rows = _measure(candidate, datasets, threads, photo, progress)
         card = _card(plan, member, [run for run in finished if run.round <= best.round], candidate, rows, photo)
