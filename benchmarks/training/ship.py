@@ -30,6 +30,11 @@ from ..quality.measure import QualityRow, bundle, measure
 __all__ = ["adopt_weights", "take_member"]
 
 _LEAST_RISE_DB = 0.001
+_NO_CHANGES = (
+    "data", "teacher", "teacher_weight", "init", "iterations", "batch", "patch_sizes", "pixel_loss",
+    "validate_every", "checkpoint_minutes", "compile",
+)  # fmt: skip
+"""Fields that a card shows in columns of their own, or that do not decide what comes out."""
 Rows = list[tuple[QualityRow, QualityRow]]
 """(float32, int8) of each data set and degradation."""
 
@@ -157,20 +162,18 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         network=network,
         gflops=convolution_gflops(network, 128, 128),
         runs=[
-            (run, config := run.config(), _changes(run), run.state(), _origin(config["init"], member, runs)) for run in runs
+            (run, config, _changes(run.stage.config, config), run.state(), _origin(config["init"], member, runs))
+            for run, config in ((run, run.config()) for run in runs)
         ],
         rows=rows,
         lacking=[name for name in ("Set5", "Set14", "B100") if name not in {row.dataset for row, _ in rows}],
     )
 
 
-def _changes(run: Run) -> str:
-    """The fields that a run set otherwise than its preset and that have no column of their own."""
-    config = run.config()
-    preset = json.loads(json.dumps(TrainConfig.load(find_config(Path(run.stage.config))).to_dict()))
-    shown = ("data", "teacher", "teacher_weight", "init", "iterations", "batch", "patch_sizes", "pixel_loss")
-    aside = (*shown, "validate_every", "checkpoint_minutes", "compile")
-    changed = {key: value for key, value in config.items() if key not in aside and value != preset.get(key)}
+def _changes(preset: str, config: dict[str, Any]) -> str:
+    """The fields of a run's config that differ from its preset's and that the card does not show otherwise."""
+    usual = TrainConfig.load(find_config(Path(preset))).to_dict()
+    changed = {key: value for key, value in config.items() if key not in _NO_CHANGES and value != usual.get(key)}
     return ", ".join(f"{key} {json.dumps(value)}" for key, value in changed.items())
 
 

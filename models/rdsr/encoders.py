@@ -190,9 +190,9 @@ class StatisticsEncoder(_PooledEncoder):
     def feature_map(self, lr: Tensor) -> Tensor:
         """N×3×H×W in [0, 1] → N×2C×⌈H/f⌉×⌈W/f⌉, features and their squares; sides are padded by edge replication."""
         # The mean of 3×3 pixels, but not by average pooling: OpenVINO's int8 graphs pool the picture's bytes, and round.
-        x = F.pad(lr, (1, 1, 1, 1), mode="replicate")
-        x = x[..., :-2] + x[..., 1:-1] + x[..., 2:]
-        around = (x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]) / 9
+        padded = F.pad(lr, (1, 1, 1, 1), mode="replicate")
+        across = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
+        around = (across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]) / 9
         # Float32: squares in bf16 would lose the small deviations of smooth pictures.
         x = super().feature_map((lr - around) * _HIGH_PASS_GAIN).float()
         return torch.cat([x, x * x], dim=1)
