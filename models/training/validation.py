@@ -75,7 +75,7 @@ def _low_resolution(low: Path, path: Path, hr: Rgb, scale: int) -> Rgb | None:
 
 def as_tensor(pictures: Rgb, device: torch.device) -> Tensor:
     """N×H×W×3 uint8 → N×3×H×W float32 in [0, 1]."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255)
+    return torch.from_numpy(np.require(pictures, requirements="W")).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.no_grad()
