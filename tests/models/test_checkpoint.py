@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -232,7 +233,7 @@ def test_fused_networks_save_and_load(tmp_path: Path, network: RDSR) -> None:
 
 
 def test_compact_files_hold_levels_and_halves_and_load_as_the_same_network(tmp_path: Path) -> None:
-    network = random_network()
+    network = random_network(dataclasses.replace(CONFIG, lpe_width=64))
     network.quantized = QuantizedDecoder(network.config, floats=[1])
     for conv in network.quantized.layers():
         nn.init.normal_(conv.weight, std=0.05)
@@ -245,14 +246,16 @@ def test_compact_files_hold_levels_and_halves_and_load_as_the_same_network(tmp_p
         f"quantized.convs.{i}.weight" for i, conv in enumerate(network.quantized.layers()) if conv.quantized
     }
     assert stored["quantized.convs.1.weight"].dtype == torch.float32
-    assert {value.dtype for value in stored.values() if value.numel() >= 4096} == {torch.float16, torch.int8}
+    large = {key: value.dtype for key, value in stored.items() if value.numel() >= 4096}
+    assert {dtype for key, dtype in large.items() if not key.startswith("lpe.")} == {torch.float16, torch.int8}
+    assert {dtype for key, dtype in large.items() if key.startswith("lpe.")} == {torch.bfloat16}, "only training reads it"
     loaded = load_model(tmp_path / "net.safetensors").network
     assert isinstance(loaded, RDSR)
     assert loaded.quantized is not None
     x, z = torch.rand(1, 3, 12, 10), torch.zeros(1, network.config.latent_size)
     assert torch.equal(loaded.quantized(x, z), network.quantized(x, z))
     for (name, parameter), value in zip(loaded.named_parameters(), network.parameters(), strict=True):
-        assert torch.allclose(parameter, value, rtol=1e-3, atol=1e-7), name
+        assert torch.allclose(parameter, value, rtol=4e-3 if name.startswith("lpe.") else 1e-3, atol=1e-7), name
     stored["quantized.convs.0.log_weight_scale"] = torch.zeros(7, 1, 1, 1)
     save_file(stored, tmp_path / "bad.safetensors")
     for read in (load_model, read_checkpoint):
