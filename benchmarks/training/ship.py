@@ -15,7 +15,7 @@ from ...atomic import atomic_write
 from ...export.exporter import ExportOptions, export_checkpoint
 from ...models.checkpoint import read_checkpoint, save_checkpoint
 from ...models.degradation import TEST_DEGRADATIONS
-from ...models.registry import LoadedModel, load_model
+from ...models.registry import LoadedModel, load_model, resolve_checkpoint
 from ...models.training.config import TrainConfig, find_config
 from ...models.training.errors import TrainingError
 from ...models.training.family import FamilyPlan, Member, Run, finished_runs
@@ -161,6 +161,7 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         texts=plan.card,
         network=network,
         gflops=convolution_gflops(network, 128, 128),
+        earlier=_earlier(member.init),
         runs=[
             (run, config, _changes(run.stage.config, config), run.state(), _origin(config["init"], member, runs))
             for run, config in ((run, run.config()) for run in runs)
@@ -168,6 +169,16 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         rows=rows,
         lacking=[name for name in ("Set5", "Set14", "B100") if name not in {row.dataset for row, _ in rows}],
     )
+
+
+def _earlier(init: str) -> list[str]:
+    """Rows of the recipe on the card of the weights that a member starts from, with their name in front; [] if none."""
+    card = resolve_checkpoint(init).with_suffix(".md") if init else Path()
+    if not card.is_file():
+        return []
+    recipe = card.read_text(encoding="utf-8").partition("## Recipe\n")[2].partition("\n## ")[0]
+    rows = [line.removeprefix("| ") for line in recipe.splitlines() if line.startswith("| ")][1:]
+    return [f"| {Path(init).stem}: {row}" for row in rows]
 
 
 def _changes(preset: str, config: dict[str, Any]) -> str:
