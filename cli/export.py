@@ -21,7 +21,7 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint file, or rdsr-photo, rdsr-small, rdsr-tiny (shipped), rdsr-base, diffir (random weights)."
+            help="Checkpoint file or rdsr-photo, rdsr-small, rdsr-small-x2, rdsr-tiny (shipped), rdsr-base, diffir (random)."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
