@@ -27,7 +27,7 @@ _TYPES: tuple[tuple[type | tuple[type, ...], str, tuple[str, ...]], ...] = (
 _CHOICES = {
     "stage": ("stage1", "stage2", "qat"),
     "optimizer": ("muon", "adam"),
-    "pixel_loss": ("l1", "l2", "relative"),
+    "pixel_loss": ("l1", "l2"),
     "prior_loss": ("l1", "l2"),
     "degradation": ("bicubic", "photo"),
 }
@@ -126,15 +126,9 @@ class TrainConfig(BaseConfig):
     """stage2: LR patch side in the `prior_steps`, whose batches hold exactly `batch` patches; 0 for `patch_sizes`. The prior
     describes whole pictures; statistics of small patches scatter around theirs."""
     spike_factor: float = 4.0
-    """A step is left out if its loss is not finite or exceeds the running mean by this factor (its square without "l1")."""
+    """A step is left out if its loss exceeds the running mean by this factor (its square with "l2") or is not finite."""
     pixel_loss: str = "l1"
-    """"l1" (absolute difference of pixels), or "l2" (squared difference, which is what PSNR measures) for a finish.
-
-    "relative" is for qat: the squared difference, divided by that between float network and target on the patch (10 grey
-    levels² are added to it). What rounding adds shows in decibels where the network's own error is small. `small`, 1,500
-    steps, squared error against the float network in grey levels²: 0.44 with "relative" and a `distillation` of 0.8; with
-    "l2" 0.50 with 1, 0.65 with 0.5. Kodak24: 28.771, 28.764, 28.772 dB. After 6,000 with 0.8: 0.42 and 28.774, "l2" 0.46
-    and 28.775, so "l2" is the preset's."""
+    """"l1" (absolute difference of pixels), or "l2" (squared difference, which is what PSNR measures) for a finish."""
     frequency_weight: float = 0.0
     """Weight of the L1 distance between the pictures' two-dimensional Fourier coefficients, beside the pixel loss."""
     prior_weight: float = 0.1
@@ -166,8 +160,6 @@ class TrainConfig(BaseConfig):
                 raise TrainingError("preset, network and grow are not for qat, which takes the network of init")
             if self.optimizer != "adam":
                 self._refuse("optimizer", '"adam" for qat')
-        elif self.pixel_loss == "relative":
-            self._refuse("pixel_loss", f'"l1" or "l2" for {self.stage}')
         elif self.preset not in PRESETS:
             self._refuse("preset", f"one of {', '.join(PRESETS)}")
         if self.prior_steps and self.stage != "stage2":

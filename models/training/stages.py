@@ -18,9 +18,6 @@ from .validation import Predict
 
 __all__ = ["STAGE_PARTS", "Losses", "picture_loss", "predict_with", "prior_with", "stage_losses"]
 
-_USUAL_ERROR, _LEAST_ERROR = 55 / 255**2, 10 / 255**2
-"""Relative loss: the float network's squared error at which a patch weighs 1, and what is added to all errors."""
-
 STAGE_PARTS = {
     "stage1": ("lpe", "decoder"),
     "stage2": ("condition_encoder", "denoiser", "decoder"),
@@ -118,26 +115,17 @@ def _qat_losses(network: RDSR, config: TrainConfig, lr: Tensor, hr: Tensor, nois
         seen = torch.cat([lr[count:], hard_edges(lr[:count])])
         noise = torch.cat([noise[count:], noise[:count]])
         z = network.latent_prior(seen, noise)
-        relative = config.pixel_loss == "relative"
-        teacher = network.decoder(seen, z) if share or relative else None
+        teacher = network.decoder(seen, z) if share else None
     sr = quantized(seen, z)
     photographs = len(lr) - count
-    pixel = F.l1_loss(sr[:photographs], hr[count:]).detach()
-    factors = _relative_factors(teacher[:photographs], hr[count:]) if relative and teacher is not None else 1.0
-    loss, _ = picture_loss(factors * sr[:photographs], factors * hr[count:], config)
+    loss, pixel = picture_loss(sr[:photographs], hr[count:], config)
     if teacher is not None:
-        distance = photographs * picture_loss(factors * sr[:photographs], factors * teacher[:photographs], config)[0]
+        distance = photographs * picture_loss(sr[:photographs], teacher[:photographs], config)[0]
         if count:
             extremes = picture_loss(sr[photographs:], teacher[photographs:], config)[0]
             distance = distance + config.black_and_white_weight * count * extremes
         loss = (1 - share) * loss + share * distance / len(lr)
     return Losses(loss, pixel, torch.zeros(()))
-
-
-def _relative_factors(teacher: Tensor, hr: Tensor) -> Tensor:
-    """N×3×H×W twice → N×1×1×1: pictures times these have squared errors in relation to the float network's on the patch."""
-    errors = (teacher - hr).square().mean(dim=(1, 2, 3), keepdim=True)
-    return ((_USUAL_ERROR + _LEAST_ERROR) / (errors + _LEAST_ERROR)).sqrt()
 
 
 def predict_with(network: RDSR, stage: str) -> Predict:

@@ -231,7 +231,7 @@ class Trainer:
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
         value = float(losses.total.detach())
-        factor = config.spike_factor ** (1 if config.pixel_loss == "l1" else 2)
+        factor = config.spike_factor ** (2 if config.pixel_loss == "l2" else 1)
         if self.step == config.prior_steps:
             self.running_loss = None  # the full steps have another loss
         steps_of_this_loss = self.step - (0 if prior_alone else config.prior_steps)

@@ -19,7 +19,6 @@ from rdsr.models.training import trainer as trainer_module
 from rdsr.models.training.config import TrainConfig
 from rdsr.models.training.errors import TrainingError
 from rdsr.models.training.run import train
-from rdsr.models.training.stages import stage_losses
 from rdsr.runtime.bundle import Bundle
 from rdsr.tests.conftest import random_network, write_checkpoint
 
@@ -78,23 +77,6 @@ def test_distillation_comes_nearer_to_the_float_network(finished: Path, tmp_path
     losses = [float(value) for value in log(tmp_path / "run", "loss")]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert losses[0] < 0.1 * float(log(tmp_path / "run", "pixel")[0]), "rounding is small beside the network's own error"
-
-
-def test_a_relative_loss_counts_errors_beside_those_of_the_float_network(finished: Path, tmp_path: Path) -> None:
-    network = load_model(train(dataclasses.replace(QAT, init=str(finished), iterations=1), tmp_path / "run")).network
-    lr, noise = torch.rand(2, 3, 12, 12), torch.randn(2, network.config.latent_size)
-    z = network.latent_prior(lr, noise)
-    steps = torch.tensor([4.0, 20.0]).view(2, 1, 1, 1)
-    target = network.decoder(lr, z).detach() + steps / 255
-
-    def loss(kind: str, patches: slice) -> float:
-        config = dataclasses.replace(QAT, pixel_loss=kind, distillation=0.5)
-        return float(stage_losses(network, config, lr[patches], target[patches], noise[patches]).total.detach())
-
-    for patch, step in ((slice(0, 1), 4), (slice(1, 2), 20)):
-        assert loss("relative", patch) == pytest.approx(loss("l2", patch) * (55 + 10) / (step**2 + 10), rel=1e-3)
-    both = loss("relative", slice(0, 1)) + loss("relative", slice(1, 2))
-    assert loss("relative", slice(0, 2)) == pytest.approx(both / 2, rel=1e-3)
 
 
 def test_resume_is_exact(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
