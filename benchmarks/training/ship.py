@@ -172,13 +172,16 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
 
 
 def _earlier(init: str) -> list[str]:
-    """Rows of the recipe on the card of the weights that a member starts from, with their name in front; [] if none."""
+    """Rows of the recipe on the card of the weights that a member starts from, with their name in front; [] if none.
+
+    Rows that they have from their own start keep the name that is in front of them.
+    """
     card = resolve_checkpoint(init).with_suffix(".md") if init else Path()
     if not card.is_file():
         return []
     recipe = card.read_text(encoding="utf-8").partition("## Recipe\n")[2].partition("\n## ")[0]
     rows = [line.removeprefix("| ") for line in recipe.splitlines() if line.startswith("| ")][1:]
-    return [f"| {Path(init).stem}: {row}" for row in rows]
+    return [f"| {row}" if ": round " in row.partition("|")[0] else f"| {Path(init).stem}: {row}" for row in rows]
 
 
 def _changes(preset: str, config: dict[str, Any]) -> str:
