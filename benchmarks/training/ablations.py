@@ -65,6 +65,8 @@ class AblationRow:
     psnr_y: list[float]
     """PSNR-Y on the validation set, dB, one for each seed."""
     mean_db: float
+    spread_db: float | None
+    """Largest less smallest of the seeds; None for one seed."""
     change_db: float | None
     """Mean against that of the reference variant; None before that is measured."""
 
@@ -258,7 +260,10 @@ def _rows(
             mean = statistics.fmean(found)
             reference = mean if index == 0 else reference
             change = None if reference is None else round(mean - reference, 4)
-            rows.append(AblationRow(degradation, variant, steps[variant, degradation], found, round(mean, 4), change))
+            spread = round(max(found) - min(found), 4) if len(found) > 1 else None
+            rows.append(
+                AblationRow(degradation, variant, steps[variant, degradation], found, round(mean, 4), spread, change)
+            )
     return rows
 
 
@@ -266,7 +271,8 @@ def ablation_table(rows: Sequence[AblationRow], seeds: Sequence[int]) -> tuple[C
     """Columns and flat rows of the table, with one column for each seed."""
     columns = {"degradation": ("LR", ""), "variant": ("variant", ""), "steps": ("steps", "")}
     columns |= {f"seed {index}": (f"seed {seed} (dB)", ".3f") for index, seed in enumerate(seeds)}
-    columns |= {"mean_db": ("mean (dB)", ".3f"), "change_db": ("against the first (dB)", "+.3f")}
+    columns |= {"mean_db": ("mean (dB)", ".3f"), "spread_db": ("spread (dB)", ".3f")}
+    columns |= {"change_db": ("against the first (dB)", "+.3f")}
     flat = []
     for row in rows:
         values = {f"seed {index}": value for index, value in enumerate(row.psnr_y)}

@@ -56,6 +56,7 @@ def test_all_variants_are_trained_once_with_one_budget(tmp_path: Path) -> None:
     assert all(len(row["psnr_y"]) == 2 and min(row["psnr_y"]) > 15 for row in rows)
     assert all(len(set(row["psnr_y"])) == 2 for row in rows), "two seeds differ"
     assert [row["change_db"] for row in rows if row["variant"] == "reference"] == [0.0, 0.0]
+    assert all(row["spread_db"] == round(abs(row["psnr_y"][0] - row["psnr_y"][1]), 4) for row in rows)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("ema.safetensors")}
     again = CliRunner().invoke(app, arguments)
     assert json.loads(again.stdout)["rows"] == rows
@@ -73,7 +74,7 @@ def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) 
 
 
 def test_the_table_has_a_column_for_each_seed() -> None:
-    rows = [AblationRow("photo", "t-1", {"stage1": 1200, "stage2": 30}, [27.5, 27.4], 27.45, -0.01)]
+    rows = [AblationRow("photo", "t-1", {"stage1": 1200, "stage2": 30}, [27.5, 27.4], 27.45, 0.1, -0.01)]
     columns, flat = ablation_table(rows, [0, 7])
     assert [columns[key][0] for key in ("seed 0", "seed 1")] == ["seed 0 (dB)", "seed 7 (dB)"]
     assert (flat[0]["steps"], flat[0]["seed 1"]) == ("1,200 + 30", 27.4)
