@@ -19,14 +19,16 @@ from PIL import Image
 
 from ...atomic import atomic_write
 from ...models.training.config import TrainConfig
+from ...models.training.errors import TrainingError
 from ...models.training.run import train
 from ...models.training.toml_file import read_toml
+from ...models.training.trainer import read_state
 from ...runtime.files import dump_json
 from ..errors import BenchmarkError
 from ..report.tables import Columns
 from .curves import read_log
 
-__all__ = ["AblationPlan", "AblationRow", "ablation_table", "measure_ablations", "read_ablations"]
+__all__ = ["AblationPlan", "AblationRow", "ablation_config", "ablation_table", "measure_ablations", "read_ablations"]
 
 Progress = Callable[[str], None]
 Key = tuple[str, str]
@@ -62,13 +64,13 @@ class AblationRow:
     variant: str
     steps: dict[str, int]
     """Phase ("stage1", "prior", "stage2") → steps that the budget allows."""
-    psnr_y: list[float]
-    """PSNR-Y on the validation set, dB, one for each seed."""
+    psnr_y: dict[int, float]
+    """Seed → PSNR-Y on the validation set, dB, of the runs that are finished."""
     mean_db: float
     spread_db: float | None
     """Largest less smallest of the seeds; None for one seed."""
     change_db: float | None
-    """Mean against that of the reference variant; None before that is measured."""
+    """Mean difference from the reference variant over the seeds that both have; None without any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +89,12 @@ class _Job:
         return self.folder / self.stages[-1].stage
 
     def psnr(self) -> float | None:
-        """The validation at the end, dB; None if the run has not finished."""
-        if not (self.last / "ema.safetensors").is_file():
-            return None
-        end = read_log(self.last)[-1]
-        return float(end["psnr_y"]) if int(end["step"]) == self.stages[-1].iterations and end["psnr_y"] else None
+        """The validation at the end, dB; None if the run has not finished. `TrainingError` for a run of another config."""
+        for stage in self.stages:
+            folder = self.folder / stage.stage
+            if not (folder / "state.pt").is_file() or read_state(folder, stage)["step"] < stage.iterations:
+                return None
+        return float(read_log(self.last)[-1]["psnr_y"])
 
 
 def read_ablations(path: Path) -> AblationPlan:
@@ -115,7 +118,17 @@ def read_ablations(path: Path) -> AblationPlan:
         raise BenchmarkError(f"{path}: {unfit[0]!r} cannot name a run folder; use a-z, 0-9 and -")
     if lacking := sorted(set(content["degradations"]) - set(content["shares"])):
         raise BenchmarkError(f"{path}: shares lacks {lacking[0]}")
-    return AblationPlan(**(content | {"seeds": tuple(content["seeds"])}))
+    for name, share in content["shares"].items():
+        if not (set(share) - {"prior"} == {"stage1"} and all(_is_number(part) for part in share.values())):
+            raise BenchmarkError(f"{path}: shares of {name} must be numbers for stage1 and, if wanted, prior")
+        if not (min(share.values()) > 0 and sum(share.values()) < 1):
+            raise BenchmarkError(f"{path}: shares of {name} must be above 0, and leave some time for the rest of stage 2")
+    if not (_is_number(content["minutes"]) and content["minutes"] > 0):
+        raise BenchmarkError(f"{path}: minutes must be a number above 0, not {content['minutes']!r}")
+    seeds = content["seeds"]
+    if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) and s >= 0 for s in seeds)):
+        raise BenchmarkError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+    return AblationPlan(**(content | {"seeds": tuple(seeds)}))
 
 
 def measure_ablations(
@@ -132,10 +145,12 @@ def measure_ablations(
     """Train what `folder` lacks, `jobs` runs at a time with one thread each, and compare what is finished.
 
     After `seconds` no further run begins; a later call goes on. Raises `TrainingError` for a config or folder that does not
-    fit.
+    fit, also if `folder` holds runs of another plan, and `BenchmarkError` for a plan that needs a teacher and has none.
     """
+    if not teacher and any("teacher_weight" in variant for variant in plan.variants.values()):
+        raise BenchmarkError("the plan varies the weight of a teacher's pictures: name their folder")
     configs = {
-        (variant, degradation): _config(plan, variant, degradation)
+        (variant, degradation): ablation_config(plan, variant, degradation)
         for degradation in plan.degradations
         for variant in plan.variants
     }
@@ -152,8 +167,8 @@ def measure_ablations(
     return _rows(plan, steps, finished)
 
 
-def _config(plan: AblationPlan, variant: str, degradation: str) -> TrainConfig:
-    """The config that the stages of a variant share, as one of stage 1."""
+def ablation_config(plan: AblationPlan, variant: str, degradation: str) -> TrainConfig:
+    """The config that the stages of a variant share, as one of stage 1. `TrainingError` for fields that do not fit."""
     fields: dict[str, Any] = {**plan.training}
     for more in (plan.degradations[degradation], plan.variants[variant]):
         network = {**fields.get("network", {}), **more.get("network", {})}
@@ -191,17 +206,20 @@ def _allowed_steps(
 ) -> dict[Key, dict[str, int]]:
     """Steps in each phase that take the time of the plan on this machine; measured once for a folder."""
     known = json.loads(cache.read_text()) if cache.is_file() else {}
+    steps = {}
     for (variant, degradation), config in configs.items():
         name = f"{degradation} {variant}"
-        if name in known:
-            continue
-        progress(f"speed of {variant}, {degradation}")
-        shares = _phases(plan, variant, degradation)
-        budgets = {phase: share * plan.minutes * 60 for phase, share in shares.items()}
-        known[name] = {phase: max(1, round(budget / _step_seconds(config, phase))) for phase, budget in budgets.items()}
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(cache, dump_json(known).encode())
-    return {(variant, degradation): known[f"{degradation} {variant}"] for variant, degradation in configs}
+        budgets = {phase: share * plan.minutes * 60 for phase, share in _phases(plan, variant, degradation).items()}
+        if name not in known:
+            progress(f"speed of {variant}, {degradation}")
+            allowed = {phase: max(1, round(budget / _step_seconds(config, phase))) for phase, budget in budgets.items()}
+            known[name] = {"seconds": budgets, "steps": allowed}
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(cache, dump_json(known).encode())
+        if known[name]["seconds"] != budgets:
+            raise TrainingError(f"{cache.parent} holds runs of a plan with other times; choose another folder")
+        steps[variant, degradation] = known[name]["steps"]
+    return steps
 
 
 def _step_seconds(config: TrainConfig, phase: str) -> float:
@@ -252,30 +270,40 @@ def _rows(
 ) -> list[AblationRow]:
     rows: list[AblationRow] = []
     for degradation in plan.degradations:
-        reference: float | None = None
+        reference: dict[int, float] = {}
         for index, variant in enumerate(plan.variants):
-            found = [finished[key] for seed in plan.seeds if (key := (variant, degradation, seed)) in finished]
+            found = {seed: finished[key] for seed in plan.seeds if (key := (variant, degradation, seed)) in finished}
             if not found:
                 continue
-            mean = statistics.fmean(found)
-            reference = mean if index == 0 else reference
-            change = None if reference is None else round(mean - reference, 4)
-            spread = round(max(found) - min(found), 4) if len(found) > 1 else None
+            reference = found if index == 0 else reference
+            changes = [psnr - reference[seed] for seed, psnr in found.items() if seed in reference]
             rows.append(
-                AblationRow(degradation, variant, steps[variant, degradation], found, round(mean, 4), spread, change)
+                AblationRow(
+                    degradation=degradation,
+                    variant=variant,
+                    steps=steps[variant, degradation],
+                    psnr_y=found,
+                    mean_db=round(statistics.fmean(found.values()), 4),
+                    spread_db=round(max(found.values()) - min(found.values()), 4) if len(found) > 1 else None,
+                    change_db=round(statistics.fmean(changes), 4) if changes else None,
+                )
             )
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def ablation_table(rows: Sequence[AblationRow], seeds: Sequence[int]) -> tuple[Columns, list[dict[str, Any]]]:
     """Columns and flat rows of the table, with one column for each seed."""
     columns = {"degradation": ("LR", ""), "variant": ("variant", ""), "steps": ("steps", "")}
-    columns |= {f"seed {index}": (f"seed {seed} (dB)", ".3f") for index, seed in enumerate(seeds)}
+    columns |= {f"seed {seed}": (f"seed {seed} (dB)", ".3f") for seed in seeds}
     columns |= {"mean_db": ("mean (dB)", ".3f"), "spread_db": ("spread (dB)", ".3f")}
     columns |= {"change_db": ("against the first (dB)", "+.3f")}
     flat = []
     for row in rows:
-        values = {f"seed {index}": value for index, value in enumerate(row.psnr_y)}
+        values = {f"seed {seed}": psnr for seed, psnr in row.psnr_y.items()}
         counts = " + ".join(f"{count:,}" for count in row.steps.values())
         flat.append(dataclasses.asdict(row) | values | {"steps": counts})
     return columns, [{key: row.get(key) for key in columns} for row in flat]

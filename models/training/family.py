@@ -27,7 +27,7 @@ class Stage:
     name: str
     """Part of the run folder's name, e.g. "finish"."""
     config: str
-    """Preset or TOML file of the stage, e.g. "small-finish"."""
+    """Preset or TOML file of the stage, e.g. "small-stage2"."""
     first_round_only: bool = False
     """Leave the stage out of later rounds, which start from the result of the round before."""
     grows: bool = False

@@ -169,7 +169,8 @@ def _prepared(
         scale=network.config.scale,
         patch_sizes=config.patch_sizes,
         seed=config.seed,
-        teachers=[Path(folder) for folder in config.teacher],
+        # Without weight they are not read: those of another scale need not even fit.
+        teachers=[Path(folder) for folder in config.teacher] if config.teacher_weight else [],
         teacher_weight=config.teacher_weight,
         photo=photo,
         first=(config.prior_steps, config.prior_patch) if config.prior_patch else (0, 0),

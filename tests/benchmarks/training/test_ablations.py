@@ -9,10 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from rdsr.benchmarks.errors import BenchmarkError
-from rdsr.benchmarks.training.ablations import AblationRow, ablation_table, measure_ablations, read_ablations
+from rdsr.benchmarks.training.ablations import (
+    AblationRow,
+    ablation_config,
+    ablation_table,
+    measure_ablations,
+    read_ablations,
+)
 from rdsr.cli.bench import ABLATIONS
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
+from rdsr.models.training.errors import TrainingError
 
 PLAN = """
 minutes = 0.002
@@ -53,10 +60,10 @@ def test_all_variants_are_trained_once_with_one_budget(tmp_path: Path) -> None:
     assert [(row["degradation"], row["variant"]) for row in rows] == order
     phases = [list(row["steps"]) for row in rows]
     assert phases == [["stage1", "stage2"]] * 2 + [["stage1"]] + [["stage1", "prior", "stage2"]] * 2 + [["stage1"]]
-    assert all(len(row["psnr_y"]) == 2 and min(row["psnr_y"]) > 15 for row in rows)
-    assert all(len(set(row["psnr_y"])) == 2 for row in rows), "two seeds differ"
+    assert all(set(row["psnr_y"]) == {"3", "4"} and min(row["psnr_y"].values()) > 15 for row in rows)
+    assert all(len(set(row["psnr_y"].values())) == 2 for row in rows), "two seeds differ"
     assert [row["change_db"] for row in rows if row["variant"] == "reference"] == [0.0, 0.0]
-    assert all(row["spread_db"] == round(abs(row["psnr_y"][0] - row["psnr_y"][1]), 4) for row in rows)
+    assert all(row["spread_db"] == round(abs(row["psnr_y"]["3"] - row["psnr_y"]["4"]), 4) for row in rows)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("ema.safetensors")}
     again = CliRunner().invoke(app, arguments)
     assert json.loads(again.stdout)["rows"] == rows
@@ -74,16 +81,33 @@ def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) 
 
 
 def test_the_table_has_a_column_for_each_seed() -> None:
-    rows = [AblationRow("photo", "t-1", {"stage1": 1200, "stage2": 30}, [27.5, 27.4], 27.45, 0.1, -0.01)]
+    rows = [AblationRow("photo", "t-1", {"stage1": 1200, "stage2": 30}, {7: 27.4}, 27.4, None, -0.01)]
     columns, flat = ablation_table(rows, [0, 7])
-    assert [columns[key][0] for key in ("seed 0", "seed 1")] == ["seed 0 (dB)", "seed 7 (dB)"]
-    assert (flat[0]["steps"], flat[0]["seed 1"]) == ("1,200 + 30", 27.4)
+    assert [columns[key][0] for key in ("seed 0", "seed 7")] == ["seed 0 (dB)", "seed 7 (dB)"]
+    assert (flat[0]["steps"], flat[0]["seed 0"], flat[0]["seed 7"]) == ("1,200 + 30", None, 27.4)
 
 
 def test_the_shipped_plan_fits() -> None:
     plan = read_ablations(ABLATIONS)
     assert next(iter(plan.variants)) == "reference"
     assert plan.minutes == 10
+    for degradation in plan.degradations:
+        for variant in plan.variants:
+            assert ablation_config(plan, variant, degradation).network_config()
+
+
+def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
+    where = {"data": [SAMPLES], "validation": SAMPLES, "jobs": 1}
+    single = PLAN.replace("seeds = [3, 4]", "seeds = [3]").replace("photo = { stage1 = 0.4, prior = 0.3 }\n", "")
+    single = single.partition("[degradations.photo")[0] + "[variants.reference]\n"
+    (row,) = measure_ablations(read(single, tmp_path), tmp_path / "out", **where)
+    assert row.change_db == 0.0
+    with pytest.raises(TrainingError, match="a plan with other times"):
+        measure_ablations(read(single.replace("0.002", "0.003"), tmp_path), tmp_path / "out", **where)
+    with pytest.raises(TrainingError, match="warmup: 1 there, 2 here"):
+        measure_ablations(read(single.replace("warmup = 1", "warmup = 2"), tmp_path), tmp_path / "out", **where)
+    with pytest.raises(BenchmarkError, match="name their folder"):
+        measure_ablations(read(single + "teacher_weight = 0.5\n", tmp_path), tmp_path / "out", **where)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +119,11 @@ def test_the_shipped_plan_fits() -> None:
         ("variants.deeper", "variants.'../x'", "cannot name a run folder"),
         ("bicubic = { stage1 = 0.5 }", "", "shares lacks bicubic"),
         ("[variants.lpe]", "[variants]\nx = 1\n[variants.lpe]", "must be tables"),
+        ("seeds = [3, 4]", "seeds = 3", "seeds must be a list of whole numbers, not 3"),
+        ("minutes = 0.002", 'minutes = "ten"', "minutes must be a number above 0, not 'ten'"),
+        ("stage1 = 0.5", "prior = 0.5", "must be numbers for stage1 and"),
+        ("stage1 = 0.5", "stage1 = 0.5, stage2 = 0.5", "must be numbers for stage1 and"),
+        ("prior = 0.3", "prior = 0.6", "leave some time for the rest"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(old: str, new: str, words: str, tmp_path: Path) -> None:

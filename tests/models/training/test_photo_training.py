@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -36,6 +37,15 @@ def teacher(pictures: Path, tmp_path: Path) -> Path:
     picture = cv2.imread(str(pictures / "1.png"))
     cv2.imwrite(str(tmp_path / "teacher" / "1.png"), cv2.GaussianBlur(picture, (0, 0), 1))
     return tmp_path / "teacher"
+
+
+def test_a_teacher_without_weight_is_not_read(pictures: Path, teacher: Path, tmp_path: Path) -> None:
+    """Pictures of an upscaler for ×4 have sides that need not fit originals for ×2."""
+    cv2.imwrite(str(teacher / "1.png"), np.zeros((4, 4, 3), np.uint8))
+    config = dataclasses.replace(STAGE1, network=NETWORK | {"scale": 2}, teacher=(str(teacher),), iterations=1)
+    assert run_on(pictures, dataclasses.replace(config, teacher_weight=0.0), tmp_path / "one").is_file()
+    with pytest.raises(TrainingError, match="has 4×4 pixels"):
+        run_on(pictures, config, tmp_path / "two")
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
