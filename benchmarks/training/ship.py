@@ -22,6 +22,7 @@ from ...models.training.family import FamilyPlan, Member, Run, finished_runs
 from ...models.training.family_runner import adopted
 from ...models.training.stages import predict_with
 from ...models.training.validation import Pair, load_pairs, mean_psnr_y
+from ...runtime.files import dump_json
 from ..errors import BenchmarkError
 from ..latency.flops import convolution_gflops
 from ..quality.datasets import BICUBIC, find_dataset
@@ -30,11 +31,11 @@ from ..quality.measure import QualityRow, bundle, measure
 __all__ = ["adopt_weights", "take_member"]
 
 _LEAST_RISE_DB = 0.001
-_NO_CHANGES = (
+_NOT_LISTED = (
     "data", "teacher", "teacher_weight", "init", "iterations", "batch", "patch_sizes", "pixel_loss",
     "validate_every", "checkpoint_minutes", "compile",
 )  # fmt: skip
-"""Fields that a card shows in columns of their own, or that do not decide what comes out."""
+"""Fields that a card shows elsewhere, or that do not decide what comes out."""
 Rows = list[tuple[QualityRow, QualityRow]]
 """(float32, int8) of each data set and degradation."""
 
@@ -81,7 +82,7 @@ def take_member(
             figures += f", shipped {before[0]:.3f} (int8 {before[1]:.3f})"
             rises = [a - b for a, b in zip(new, before, strict=True)]
             if min(rises) < 0 or max(rises) < _LEAST_RISE_DB:
-                return f"not taken: {name} has not risen: {figures}"
+                return f"not taken: {name} has not risen by {_LEAST_RISE_DB} dB, or has fallen in one precision: {figures}"
         rows = _measure(candidate, datasets, threads, photo, progress)
         card = _card(plan, member, [run for run in finished if run.round <= best.round], candidate, rows, photo)
         # The weights last: as long as they are the old ones, the next call writes both.
@@ -161,7 +162,7 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
         texts=plan.card,
         network=network,
         gflops=convolution_gflops(network, 128, 128),
-        earlier=_earlier(member.init),
+        earlier=_earlier(member, runs),
         runs=[
             (run, config, _changes(run.stage.config, config), run.state(), _origin(config["init"], member, runs))
             for run, config in ((run, run.config()) for run in runs)
@@ -171,23 +172,30 @@ def _card(plan: FamilyPlan, member: Member, runs: Sequence[Run], candidate: Path
     )
 
 
-def _earlier(init: str) -> list[str]:
-    """Rows of the recipe on the card of the weights that a member starts from, with their name in front; [] if none.
+def _earlier(member: Member, runs: Sequence[Run]) -> list[str]:
+    """Rows of the recipe on the card of the weights that a member starts from, oldest first; [] if there are none.
 
-    Rows that they have from their own start keep the name that is in front of them.
+    They are kept beside the member's runs: a later call may find a newer card in its place. In front of rows that have no
+    name yet comes that of the weights and the how-manieth recipe of theirs it is, e.g. "rdsr-small #2: round 1, qat".
     """
-    card = resolve_checkpoint(init).with_suffix(".md") if init else Path()
-    if not card.is_file():
-        return []
-    recipe = card.read_text(encoding="utf-8").partition("## Recipe\n")[2].partition("\n## ")[0]
-    rows = [line.removeprefix("| ") for line in recipe.splitlines() if line.startswith("| ")][1:]
-    return [f"| {row}" if ": round " in row.partition("|")[0] else f"| {Path(init).stem}: {row}" for row in rows]
+    kept = runs[0].folder.parent / "earlier.json"
+    if not kept.is_file():
+        card = resolve_checkpoint(member.init).with_suffix(".md") if member.init else Path()
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        recipe = text.partition("## Recipe\n")[2].partition("\n## ")[0]
+        rows = [line.removeprefix("| ") for line in recipe.splitlines() if line.startswith("| ")][1:]
+        stem = Path(member.init).stem
+        before = {name for row in rows if (name := row.partition(": round ")[0]).startswith(f"{stem} #")}
+        name = f"{stem} #{len(before) + 1}"
+        rows = [row if ": round " in row.partition("|")[0] else f"{name}: {row}" for row in rows]
+        atomic_write(kept, dump_json(rows).encode())
+    return [f"| {row}" for row in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def _changes(preset: str, config: dict[str, Any]) -> str:
     """The fields of a run's config that differ from its preset's and that the card does not show otherwise."""
     usual = TrainConfig.load(find_config(Path(preset))).to_dict()
-    changed = {key: value for key, value in config.items() if key not in _NO_CHANGES and value != usual.get(key)}
+    changed = {key: value for key, value in config.items() if key not in _NOT_LISTED and value != usual.get(key)}
     return ", ".join(f"{key} {json.dumps(value)}" for key, value in changed.items())
 
 

@@ -149,9 +149,10 @@ def test_stages_follow_each_other_and_rounds_grow(plan: FamilyPlan, tmp_path: Pa
     assert before == [path.read_bytes() for path in sorted(shipped.iterdir())]
     (shipped / "rdsr-one-x4.md").write_text(card.replace("| round 1, stage1 | ", "| rdsr-old: round 1, stage1 | ", 1))
     (later,) = (dataclasses.replace(m, init=str(shipped / "rdsr-one-x4.safetensors")) for m in plan.members)
+    (runs / "one" / "earlier.json").unlink()  # as if these were the runs of another member
     take_member(dataclasses.replace(plan, members=(later,)), "one", runs, weights=tmp_path / "later", threads=1)
     rows = re.findall(r"^\| ([^|]*round 1, \w+) \|", (tmp_path / "later" / "rdsr-one-x4.md").read_text(), re.MULTILINE)
-    of_old = ["rdsr-old: round 1, stage1", "rdsr-one-x4: round 1, stage2", "rdsr-one-x4: round 1, qat"]
+    of_old = ["rdsr-old: round 1, stage1", "rdsr-one-x4 #1: round 1, stage2", "rdsr-one-x4 #1: round 1, qat"]
     assert rows == [*of_old, "round 1, stage1", "round 1, stage2", "round 1, qat"], "the card knows how its start was made"
     seeds = [json.loads((run.folder / "config.json").read_text())["seed"] for run in (second, again)]
     assert seeds == [0, 1], "other patches in every round"
