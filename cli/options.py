@@ -54,13 +54,13 @@ BundlesOption = Annotated[
 SizeOption = Annotated[list[str] | None, typer.Option("--size", help="HxW of the LR picture; may be repeated.")]
 BackendOption = Annotated[Backend, typer.Option(help="Inference engine.")]
 MemoryLimitOption = Annotated[
-    str | None, typer.Option(help="Limit of all memory except the pictures themselves, e.g. 256MiB; tiles are cut to fit.")
+    str | None, typer.Option(help="Limit of all memory, pictures included, e.g. 256MiB; tiles are cut to fit.")
 ]
 PrecisionOption = Annotated[Precision, typer.Option(help="Precision for 8-bit pictures; others run in fp32.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
 DegradationOption = Annotated[
     list[Degradation] | None,
-    typer.Option(help="Make LR from HR in this fixed way; may be repeated. bicubic needs no LR folder."),
+    typer.Option(help="Make LR from HR in this fixed way; may be repeated. It needs no LR folder."),
 ]
 ScaleOption = Annotated[
     float | None, typer.Option(help="How many times larger, above 0 and up to the network's own scale, the default.")

@@ -98,7 +98,10 @@ def _stem(member: str, scale: int) -> str:
 
 def _compacted(loaded: LoadedModel, path: Path) -> Path:
     """Write a run's result to `path` as it is shipped; all figures are of these weights."""
-    save_checkpoint(path, loaded.network.state_dict(), loaded.arch, loaded.config.to_dict(), loaded.notes, compact=True)
+    network, config = loaded.network, loaded.config.to_dict()
+    training_only = set(network.training_only())
+    tensors = network.state_dict()
+    save_checkpoint(path, tensors, loaded.arch, config, loaded.notes, compact=True, training_only=training_only)
     return path
 
 

@@ -140,7 +140,7 @@ class QuantizedDecoder(QuantizedChain):
 
         if watch:
             watch(index, "input", x)
-        if self.training and self.trains_in_bf16 and conv.quantized and conv.identity is None:
+        if self.training and self.trains_in_bf16 and conv.quantized and conv.identity is None and only is None:
             y = conv.convolve_in_bf16(x)
         else:
             x = conv.quantize_input(x) if active("input") else x

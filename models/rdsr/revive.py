@@ -1,8 +1,8 @@
 """Reviving dead channels of a decoder in training.
 
 A channel that is negative everywhere stays so: ReLU gives it no gradient. High learning rates kill most channels of a deep
-body's first half within some hundred steps, and the network goes on with the few that are left. The idea is that of ReDo
-(Sokar et al., ICML 2023): fresh weights into the channel, zeros out of it.
+body's first half (`revive_every` in models/training/config.py has figures), and the network goes on with the few that are
+left. The idea is that of ReDo (Sokar et al., ICML 2023): fresh weights into the channel, zeros out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .blocks import Modulation, RepConv
 from .decoder import RepDecoder
 
-__all__ = ["dead_channels", "revive"]
+__all__ = ["revive"]
 
 _SPREAD = 0.1
 """Standard deviation of a revived channel where no other channel lives to compare with."""
@@ -25,21 +25,11 @@ Producer = nn.Conv2d | RepConv
 
 
 @torch.no_grad()
-def dead_channels(decoder: RepDecoder, lr: Tensor, z: Tensor | None) -> list[int]:
-    """Number of channels after the head and each block of the body that are 0 in all of N×3×H×W `lr` (`z`: N×latent)."""
-    counts, x = [], lr
-    for producer, modulation in _layers(decoder):
-        x = _output(producer, modulation, x, z)
-        counts.append(int(_dead(x).sum()))
-    return counts
-
-
-@torch.no_grad()
 def revive(decoder: RepDecoder, lr: Tensor, z: Tensor | None, generator: torch.Generator) -> int:
-    """Give every channel that is 0 in all of `lr` new weights, and return how many there were.
+    """Give every channel that is 0 in all of `lr` (N×3×H×W in [0, 1]) new weights, and return their number. `z`: N×latent.
 
     The next convolution reads nothing from a revived channel at first, so the decoder computes the same for these pictures.
-    The new weights make half of its values positive, and as far spread as those of the other channels. Sizes as above.
+    The new weights make half of its values positive, and as far spread as those of the other channels.
     """
     revived, x = 0, lr
     for (producer, modulation), consumer in zip(_layers(decoder), [*decoder.body, decoder.tail], strict=True):
@@ -47,8 +37,8 @@ def revive(decoder: RepDecoder, lr: Tensor, z: Tensor | None, generator: torch.G
         y = _output(producer, modulation, x, z)
         dead = _dead(y)
         if dead.any():
-            living = y.transpose(0, 1).flatten(1)[~dead].std(dim=1, correction=0)
-            spread = max(float(living.median()) if len(living) else 0.0, _SPREAD)
+            living = y.transpose(0, 1).flatten(1)[~dead]
+            spread = max(float(living.std(dim=1, correction=0).median()) if len(living) else 0.0, _SPREAD)
             _renew(producer, modulation, dead, x, spread, generator)
             _unread(consumer, dead)
             revived += int(dead.sum())

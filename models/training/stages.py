@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ STAGE_PARTS = {
     "qat": ("quantized",),
 }
 """Submodules of RDSR that each stage trains; the others are frozen."""
+PredictPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""LR N×3×H×W and HR N×3×sH×sW in [0, 1], degradation N×`VECTOR_SIZE` → z, N×latent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +143,8 @@ def predict_with(network: RDSR, stage: str) -> Predict:
     return lambda lr, hr, degradation: decoder(lr, prior(lr, hr, degradation))
 
 
-def prior_with(network: RDSR, stage: str, noise: Tensor) -> Predict:
-    """LR, HR and degradation → the z that a stage gives the decoder, N×latent. `noise`: N×latent."""
+def prior_with(network: RDSR, stage: str, noise: Tensor) -> PredictPrior:
+    """The function that gives the decoder its z in a stage. `noise`: N×latent. `TrainingError` if stage1 lacks the LPE."""
     if stage == "stage1":
         lpe = _lpe(network)
         return lambda lr, hr, degradation: lpe(lr, hr, degradation)

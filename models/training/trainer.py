@@ -1,4 +1,4 @@
-"""The training loop: schedule, EMA, spike guard, exact resume, checkpoints, log."""
+"""The training loop: EMA, spike guard, exact resume, checkpoints, log."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ LOG_FIELDS = (
     "revived",
     "psnr_y",
 )
+"""Columns of `log.csv`: losses and `data_wait_share` are means over the steps since the row before, `revived` (channels) is
+the sum; `skipped` (steps) counts from the start. `psnr_y` (dB) stands where the run was validated."""
 
 
 def cpu_has_bf16() -> bool:
@@ -113,7 +115,7 @@ class Trainer:
             torch.set_num_threads(threads)
         bf16 = self.device.type == "cuda" or cpu_has_bf16()
         self.autocast = bf16 and config.stage != "qat"
-        if network.quantized is not None:  # its levels fit into bf16; scales and sums of levels need more digits
+        if network.quantized is not None:  # bf16 holds its levels exactly and rounds their sums; scales stay float32
             network.quantized.trains_in_bf16 = bf16
             network.quantized.learn_factors()
         self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -213,14 +215,18 @@ class Trainer:
         averaged = self._averaged()
         return mean_psnr_y(predict_with(averaged, self.config.stage), self.pairs, averaged.config.scale, self.device)
 
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, torch.Generator]:
+        """LR, HR, degradation, noise (N×latent) of a batch on the device, and the step's generator, which drew the noise."""
+        hr, lr = (as_tensor(patches, self.device) for patches in (batch.hr, batch.lr))
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
+        return lr, hr, torch.from_numpy(batch.degradation).to(self.device), noise, generator
+
     def _train_step(self, batch: Batch) -> dict[str, float]:
         config = self.config
-        hr, lr = (as_tensor(patches, self.device) for patches in (batch.hr, batch.lr))
+        lr, hr, degradation, noise, _ = self._inputs(batch)
         target = None if batch.target is batch.hr else as_tensor(batch.target, self.device)
-        degradation = torch.from_numpy(batch.degradation).to(self.device)
         prior_alone = self.step < config.prior_steps
-        generator = torch.Generator().manual_seed((config.seed << 32) + self.step)
-        noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
         rate = learning_rate(config, self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -259,12 +265,9 @@ class Trainer:
 
     def _revive(self, batch: Batch) -> int:
         """Revive dead channels in the network and in its average; returns their number."""
-        hr, lr = (as_tensor(patches, self.device) for patches in (batch.hr, batch.lr))
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        lr, hr, degradation, noise, generator = self._inputs(batch)
         with torch.no_grad():
-            noise = torch.randn(len(lr), self.network.config.latent_size, generator=generator).to(self.device)
-            predict_prior = prior_with(self.network, self.config.stage, noise)
-            z = predict_prior(lr, hr, torch.from_numpy(batch.degradation).to(self.device))
+            z = prior_with(self.network, self.config.stage, noise)(lr, hr, degradation)
             before = {name: p.detach().clone() for name, p in self.network.decoder.named_parameters()}
             revived = revive(self.network.decoder, lr, z, generator)
             for name, parameter in self.network.decoder.named_parameters():

@@ -240,7 +240,10 @@ def test_compact_files_hold_levels_and_halves_and_load_as_the_same_network(tmp_p
         if conv.log_weight_scale is not None:
             conv.log_weight_scale.data.copy_(weight_scales(conv.weight).log() - 0.5)  # so that some levels clip
     network.quantized.snap()
-    save_checkpoint(tmp_path / "net.safetensors", network.state_dict(), "rdsr", network.config.to_dict(), compact=True)
+    save_checkpoint(
+        tmp_path / "net.safetensors", network.state_dict(), "rdsr", network.config.to_dict(),
+        compact=True, training_only=network.training_only(),
+    )  # fmt: skip
     stored = safetensors.torch.load_file(tmp_path / "net.safetensors")
     assert {key for key, value in stored.items() if value.dtype == torch.int8} == {
         f"quantized.convs.{i}.weight" for i, conv in enumerate(network.quantized.layers()) if conv.quantized

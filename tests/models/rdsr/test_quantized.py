@@ -89,18 +89,20 @@ def test_a_modulated_output_has_no_levels_for_what_the_relu_cuts_off() -> None:
     with torch.no_grad():
         modulation.weight.zero_()
         modulation.bias.copy_(torch.cat([torch.full((CONFIG.width,), 0.5), torch.full((CONFIG.width,), 0.03)]))
-        seen: list[torch.Tensor] = []
         decoder = network.int8_form.calibrate(samples_for(network), Ranges())
-        lr, z = samples_for(network)[0]
-        decoder(lr, z, only=(), watch=lambda index, where, x: seen.append(x) if (index, where) == (0, "output") else None)
+        count = len(decoder.layers())
+        seen: list[torch.Tensor] = []
+        for lr, z in samples_for(network):
+            decoder(lr, z, only=(), watch=lambda _, where, x: seen.append(x) if where == "output" else None)
     first, last = decoder.layers()[0], decoder.layers()[-1]
     assert first.output_low is not None
     assert last.output_low is not None
-    below = seen[0].amin(dim=(0, 2, 3)) < -0.1
+    lowest, lowest_of_tail = (torch.stack([x.amin(dim=(0, 2, 3)) for x in seen[i::count]]).amin(0) for i in (0, count - 1))
+    below = lowest < -0.1
     assert below.any(), "some channels reach far below −0.03 / 1.5"
     assert (first.output_low[below] <= -0.03 / 1.5 + 1e-4).all(), "but for nothing else"
-    assert (first.output_low[below] > seen[0].amin(dim=(0, 2, 3))[below] + 0.03).all()
-    assert (last.output_low < 0).any()
+    assert (first.output_low[below] > lowest[below] + 0.03).all()
+    assert torch.allclose(last.output_low, lowest_of_tail, rtol=0.02, atol=1e-3)
 
 
 def test_clipping_and_floats_do_what_they_say() -> None:
@@ -167,7 +169,7 @@ def test_factors_of_channels_fold_away_and_learn() -> None:
     folded.fold_factors()
     assert not any(".log_factors" in key for key in folded.state_dict())
     assert torch.allclose(folded(lr, z), decoder(lr, z), atol=2e-3)
-    assert float((folded(lr, z) - decoder(lr, z)).abs().mean()) < 1e-5, "but for values that lie between two levels"
+    assert float((folded(lr, z) - decoder(lr, z)).detach().abs().mean()) < 1e-5, "but for values that lie between two levels"
     gradients = {}
     for bf16 in (False, True):
         decoder.train()

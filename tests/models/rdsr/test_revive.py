@@ -9,7 +9,7 @@ import torch
 
 from rdsr.models.rdsr.config import RDSRConfig
 from rdsr.models.rdsr.decoder import RepDecoder
-from rdsr.models.rdsr.revive import dead_channels, revive
+from rdsr.models.rdsr.revive import revive
 from rdsr.tests.conftest import CONFIG
 
 
@@ -22,6 +22,18 @@ def with_dead_channels(config: RDSRConfig) -> RepDecoder:
         for producer in (decoder.head, *decoder.body):
             producer.bias[[1, 4]] = -1e3
     return decoder
+
+
+@torch.no_grad()
+def dead_channels(decoder: RepDecoder, lr: torch.Tensor, z: torch.Tensor) -> list[int]:
+    """Number of channels after the head and each block of the body that are 0 in all of `lr`."""
+    x = torch.relu(decoder.head(lr))
+    counts = [int((x.amax(dim=(0, 2, 3)) <= 0).sum())]
+    for index, block in enumerate(decoder.body):
+        x = block(x)
+        x = torch.relu(decoder.modulation[str(index)](x, z) if str(index) in decoder.modulation else x)
+        counts.append(int((x.amax(dim=(0, 2, 3)) <= 0).sum()))
+    return counts
 
 
 @pytest.mark.parametrize("branches", [("conv1x1", "expand", "identity"), ()])
