@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from rdsr.benchmarks.quality.datasets import BICUBIC
 from rdsr.benchmarks.subjects.find import Subject
+from rdsr.cli.options import Degradation
 from rdsr.export.build_proof import SAMPLES
+from rdsr.models.degradation import TEST_DEGRADATIONS
 from rdsr.runtime.host import cpu
 from rdsr.tests.cli.running import command, interrupted, listing, refused, run, write
 from rdsr.tests.conftest import rewrite_manifest
@@ -38,6 +41,10 @@ def test_every_command_has_help_with_an_example(names: list[str]) -> None:
 
 
 # -- export, verify, info
+
+
+def test_the_degradations_that_can_be_named_are_those_that_there_are() -> None:
+    assert {degradation.value for degradation in Degradation} == {BICUBIC, *TEST_DEGRADATIONS}
 
 
 def test_export_verify_info_json(checkpoint: Path, tmp_path: Path) -> None:

@@ -160,6 +160,20 @@ def test_stages_follow_each_other_and_rounds_grow(plan: FamilyPlan, tmp_path: Pa
     assert status["members"][0]["best_int8"] == qat.state().best
 
 
+def test_weights_of_another_scale_are_taken_under_its_name(tmp_path: Path) -> None:
+    """The samples have no LR for ×2: it is made from the originals."""
+    path = write_plan(tmp_path, PLAN.replace('name = "one"', 'name = "one-x2"'))
+    for stage in ("stage1", "stage2"):
+        config = tmp_path / f"{stage}.toml"
+        config.write_text(config.read_text() + "scale = 2\n")
+    plan, weights = FamilyPlan.load(path), tmp_path / "weights"
+    run_family(plan, tmp_path / "runs", threads=1, slices=3)
+    assert take_member(plan, "one-x2", tmp_path / "runs", weights=weights, threads=1).startswith("taken: rdsr-one-x2.saf")
+    card = (weights / "rdsr-one-x2.md").read_text()
+    assert "RDSR `one-x2`, ×2" in card
+    assert f"| {SAMPLES.name} | bicubic |" in card
+
+
 def test_nothing_is_taken_before_a_quantized_run_has_finished(plan: FamilyPlan, tmp_path: Path) -> None:
     assert take_member(plan, "one", tmp_path / "runs", weights=tmp_path, threads=1).startswith("nothing to take")
     with pytest.raises(TrainingError, match="no member 'two'"):
