@@ -57,7 +57,7 @@ def write_report(folder: Path) -> ReportPaths:
 
 
 def readme_block(folder: Path) -> str:
-    """A Markdown table of at most four models whose PSNR was measured here, under a line that says where and when.
+    """A Markdown table of at most six models whose PSNR was measured here, under a line that says where and when.
 
     Each model has one row, that of its fastest precision and engine. Raises `BenchmarkError` like `write_report`; needs no
     matplotlib.

@@ -18,7 +18,8 @@ __all__ = ["Table", "draw_plots", "readme_table", "report_tables"]
 
 _COLUMNS = COLUMNS["report"]
 _KIND, _SETTING, _TIMES = _COLUMNS["kind"], _COLUMNS["setting"], _COLUMNS["times"]
-_SPELLED = {"diffir": "DiffIR"}
+_SPELLED = {"diffir": "DiffIR", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch-eager": "torch"}
+_README_ROWS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +91,10 @@ def report_tables(facts: Facts) -> dict[str, Table]:
 
 
 def readme_table(facts: Facts) -> tuple[Table, int]:
-    """At most four rows whose PSNR was measured, and how many of them are unstable.
+    """At most six rows whose PSNR was measured, and how many of them are unstable.
 
-    Each model comes in its fastest precision, our own models before others. If that gives fewer than four rows, our most
-    precise other rows fill them up.
+    Each model comes in its fastest precision, our own models before others. If that gives fewer rows, our most precise other
+    rows fill them up. The baseline's fastest engine stands beside the baseline itself.
     """
     fastest: dict[str, Row] = {}
     measured = [point for point in facts.points if not point.published]
@@ -101,15 +102,19 @@ def readme_table(facts: Facts) -> tuple[Table, int]:
         fastest.setdefault(point.row.model, point.row)
     others = sorted(measured, key=lambda point: -point.psnr_y)
     fill = [point.row for point in others if facts.is_ours(point.row) and point.row not in fastest.values()]
-    kept = [*sorted(fastest.values(), key=lambda row: not facts.is_ours(row)), *fill][:4]
+    kept = [*sorted(fastest.values(), key=lambda row: not facts.is_ours(row)), *fill][:_README_ROWS]
     rows = []
     for row in sorted(kept, key=lambda row: row.p50_ms):
-        times, psnr = facts.speedup(row), facts.psnr_y(row)
-        rows.append({"model": f"{facts.names[row.model]}, {row.precision}", "psnr": psnr and psnr[0]})
-        rows[-1] |= {"ms": quantity(row.p50_ms), "times": times and ratio(times)}
+        times, fair, psnr = facts.speedup(row), facts.speedup_fp32(row), facts.psnr_y(row)
+        engine = f", {_SPELLED.get(row.backend, row.backend)}" if facts.is_ours(row) else ""
+        rows.append({"model": f"{facts.names[row.model]}, {row.precision}{engine}", "psnr": psnr and psnr[0]})
+        rows[-1] |= {"ms": quantity(row.p50_ms), "times": times and ratio(times), "fair": fair and ratio(fair)}
     titles = {"model": ("model", ""), "psnr": ("PSNR-Y (dB)", ".2f"), "ms": ("ms", "s")}
     if base := facts.results.baseline:
-        titles["times"] = f"× as fast as {_SPELLED.get(base.model, facts.names[base.model])}", "s"
+        name, engine = _SPELLED.get(base.model, facts.names[base.model]), _SPELLED.get(base.backend, base.backend)
+        titles["times"] = f"× as fast as {name} ({engine}, {base.precision})", "s"
+        if (fastest := facts.baseline_fp32) is not None and fastest.backend != base.backend:
+            titles["fair"] = f"({_SPELLED.get(fastest.backend, fastest.backend)}, fp32)", "s"
     return _table(titles, rows), sum(not row.stable for row in kept)
 
 

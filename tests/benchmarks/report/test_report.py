@@ -527,14 +527,16 @@ def test_the_readme_gets_its_table_and_keeps_the_rest(tmp_path: Path) -> None:
     line, _, head, _, *rows = block.splitlines()
     for part in ("Measured 2026-11-25", "commit 2f2f881", HOST["cpu"], HOST["isa"], "128×128", "2 threads", "Set5"):
         assert part in line
-    assert head == "| model | PSNR-Y (dB) | ms | × as fast as DiffIR |"
+    assert head == "| model | PSNR-Y (dB) | ms | × as fast as DiffIR (torch, fp32) | (OpenVINO, fp32) |"
     assert [r.split(" | ")[0] for r in rows] == [
         "| bicubic, uint8",
-        "| rdsr-tiny, int8",
-        "| rdsr-small, int8",
-        "| rdsr-base, int8",
+        "| rdsr-tiny, int8, OpenVINO",
+        "| rdsr-small, int8, OpenVINO",
+        "| peer_model_x4.onnx, fp32",
+        "| rdsr-base, int8, OpenVINO",
+        "| rdsr-base, fp32, OpenVINO",
     ]
-    assert rows[1] == "| rdsr-tiny, int8 | 31.18 | 18.7 | 760 |"
+    assert rows[1] == "| rdsr-tiny, int8, OpenVINO | 31.18 | 18.7 | 760 | 470 |"
     assert "noisy" not in block
     for unwanted in ("*", "†", "published", "random", "span"):
         assert unwanted not in block
@@ -559,7 +561,7 @@ def test_the_readme_says_that_a_run_was_noisy(tmp_path: Path) -> None:
     for r in content["rows"]:
         r["stable"] = False
     block = readme_block(write(tmp_path, latency=content, quality=quality()))
-    assert block.count("The run was noisy: 4 of these 4 times are unstable.") == 1
+    assert block.count("The run was noisy: 6 of these 6 times are unstable.") == 1
 
 
 def test_quality_of_another_commit_is_dated(tmp_path: Path) -> None:
