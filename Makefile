@@ -53,7 +53,7 @@ bench: $(VENV)/.export  ## ten minutes: latency, scaling, quality and report in 
 	@rm -f $(addprefix $(BENCH)/,latency.json sweep-size.json quality.json)
 	$(BIN)/rdsr bench latency $(addprefix --model ,$(BENCH_MODELS)) --threads 2 --budget 400 -o $(BENCH) || $(call WRITTEN,latency)
 	$(BIN)/rdsr bench latency --model rdsr-base --model rdsr-small --backend onnxruntime --backend openvino --sweep size --threads 2 --budget 200 -o $(BENCH) || $(call WRITTEN,sweep-size)
-	$(BIN)/rdsr bench quality --model rdsr-small --model rdsr-tiny --model bicubic --precision fp32,int8 --threads 2 --dataset $(BENCH_DATASET) -o $(BENCH) || $(call WRITTEN,quality)
+	$(BIN)/rdsr bench quality --model rdsr-base --model rdsr-small --model rdsr-photo --model rdsr-tiny --model bicubic --precision fp32,int8 --threads 2 --dataset $(BENCH_DATASET) -o $(BENCH) || $(call WRITTEN,quality)
 	$(BIN)/rdsr bench crops --dataset export/samples --threads 2 -o $(BENCH)/crops.png
 	$(BIN)/rdsr bench report -o $(BENCH) --readme README.md
 

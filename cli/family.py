@@ -112,7 +112,7 @@ def go_on(runs: RunsOption) -> None:
 @command
 def take(
     runs: RunsOption,
-    member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
+    member: Annotated[str, typer.Option("--member", help="A member of the plan: tiny, small, small-x2, photo or base.")],
     plan: PlanOption = None,
     test: Annotated[
         list[Path] | None, typer.Option("--test", help="Test set folder; its PSNR goes on the card; may be repeated.")
@@ -141,7 +141,7 @@ def take(
 def adopt(
     checkpoint: Annotated[Path, typer.Argument(help="Weights trained elsewhere, e.g. best.safetensors of a GPU slice.")],
     runs: RunsOption,
-    member: Annotated[str, typer.Option("--member", help="tiny, small, photo or base.")],
+    member: Annotated[str, typer.Option("--member", help="A member of the plan: tiny, small, small-x2, photo or base.")],
     plan: PlanOption = None,
     threads: ThreadsOption = None,
 ) -> None:

@@ -76,7 +76,7 @@ def latency(
     axes: dict[str, list[Any]] = {"size": sizes, "threads": counts, "batch": batches}
     if sweep is not None and any(len(values) > 1 for axis, values in axes.items() if axis != sweep):
         raise BenchmarkError(f"a sweep over {sweep} wants one value of everything else")
-    wanted = model or ["rdsr-base", "rdsr-small", "rdsr-tiny", "diffir", "bicubic"]
+    wanted = model or ["rdsr-base", "rdsr-small", "rdsr-photo", "rdsr-tiny", "diffir", "bicubic"]
     with steps_shown("latency") as progress:
         precisions = [each.strip() for given in precision or [] for each in given.split(",")]
         subjects = [find_subject(name, progress, precisions) for name in dict.fromkeys(wanted)]

@@ -100,18 +100,14 @@ class TrainConfig(BaseConfig):
     z, so Adam's equal steps add up: after 900 steps by Adam, `small` has 27.24 dB on Kodak24 with 1, 28.26 with 0.02."""
     distillation: float = 1.0
     """qat: weight of the float network's output as target; the original has the rest. The distance to the original is some
-    sixty times what rounding adds and drowns its gradient: after 100 steps `small` has 28.596 dB on Kodak24 with 1, 28.587
-    with 0. Once it has settled (28.598 after 3,450), 2,000 steps with 0.5 bring 28.603; smooth pictures gain the most. Later
-    weights, 1,500 steps: squared error against the float network 0.65 grey levels² and 28.772 dB with 0.5, 0.50 and 28.764
-    with 1. The preset's 0.8 has 0.46 and 28.775 after 6,000."""
+    sixty times what rounding adds and drowns its gradient, but pulls the output towards the original
+    (benchmarks/results/int8/qat.md)."""
     black_and_white: float = 0.0
     """qat: share of the patches that become black and white (white: above the median), with the float network's output as
-    target, so that the ranges cover text, too. Squared errors of `small` in grey levels², on photographs and on such
-    pictures: 0.8 and 136 with 0, 1.1 and 6.7 with 0.03, 1.7 and 4.3 with 0.125."""
+    target, so that the ranges cover text, too (benchmarks/results/int8/qat.md)."""
     black_and_white_weight: float = 1.0
     """qat: weight of these patches in the loss. Their squared errors are large, and 1 lets them rule the ranges of
-    photographs, too: `small` loses 0.019 dB of Kodak24 with a share of 0.01 and 1, 0.013 with 0.03 and 0.03, 0.0125 with
-    0.03 and 0.1 (and gentler equalization). Its squared errors on such pictures: 16, 58 and 15 grey levels²."""
+    photographs, too (benchmarks/results/int8/qat.md)."""
     range_rate: float = 3.0
     """qat: learning rate of the quantization ranges (of their logarithms), as a multiple of the others'."""
     final_learning_rate: float = 1e-6

@@ -61,9 +61,8 @@ def _start_from(network: RDSR, path: Path, stage: str, *, grown: bool) -> None:
 
 
 QAT_START = Ranges(percentile=0.9999, equalization=0.6)
-"""Start of quantization-aware training. It learns the range of each channel. Squared error of `small` at the start, in grey
-levels², on photographs and in black and white: 1.95 and 7.8 with equalization 1, which clips rarely active channels;
-1.04 and 4.3 with 0.6."""
+"""Start of quantization-aware training, which learns the range of each channel: stronger equalization clips rarely active
+channels (benchmarks/results/int8/qat.md)."""
 _CALIBRATION_PICTURES = 12
 _CALIBRATION_SIDE = 96
 _CALIBRATION_PATCHES = 48
