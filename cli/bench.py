@@ -126,7 +126,7 @@ def parse_sizes(given: list[str] | None, default: Sequence[str] = ("128x128", "2
 @command
 def int8(
     model: Annotated[
-        str, typer.Option("--model", help="Checkpoint, name of a shipped model, or preset (base) with random weights.")
+        str, typer.Option("--model", help="Checkpoint, name of a shipped model (base), or diffir with random weights.")
     ] = "base",
     size: SizeOption = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Number of timed rounds.")] = 10,

@@ -157,7 +157,7 @@ def shipped_weights() -> dict[str, Path]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names of the models that can be built with random weights, e.g. "rdsr-base"."""
+    """Names of the models that can be built with random weights, e.g. "diffir"; those of shipped weights stand for these."""
     return tuple(_PRESETS)
 
 
