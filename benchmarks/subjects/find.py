@@ -56,7 +56,7 @@ class Subject:
 
 
 def checkpoint_of(model: str, scratch: Path) -> tuple[Path, LoadedModel]:
-    """Checkpoint file and network of a checkpoint, a shipped model ("rdsr-base", or "base" for short), or a preset ("diffir").
+    """Checkpoint file and network of a checkpoint, a shipped model ("rdsr-base", "base" for short), or a preset ("diffir").
 
     Writes a preset's checkpoint, with random weights, into `scratch`. Raises `BenchmarkError` for any other name, and
     what `load_model` raises.
