@@ -21,7 +21,7 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint file or rdsr-base, rdsr-small, rdsr-small-x2, rdsr-photo, rdsr-tiny (shipped), diffir, … (random)."
+            help="Checkpoint file or rdsr-base, rdsr-small, rdsr-small-x2, rdsr-photo, rdsr-tiny (shipped), diffir (random)."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
