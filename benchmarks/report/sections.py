@@ -113,8 +113,8 @@ def readme_table(facts: Facts) -> tuple[Table, int]:
     if base := facts.results.baseline:
         name, engine = _SPELLED.get(base.model, facts.names[base.model]), _SPELLED.get(base.backend, base.backend)
         titles["times"] = f"× as fast as {name} ({engine}, {base.precision})", "s"
-        if (fastest := facts.baseline_fp32) is not None and fastest.backend != base.backend:
-            titles["fair"] = f"({_SPELLED.get(fastest.backend, fastest.backend)}, fp32)", "s"
+        if (best := facts.baseline_fp32) is not None and best.backend != base.backend:
+            titles["fair"] = f"({_SPELLED.get(best.backend, best.backend)}, fp32)", "s"
     return _table(titles, rows), sum(not row.stable for row in kept)
 
 
