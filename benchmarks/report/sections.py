@@ -106,16 +106,21 @@ def readme_table(facts: Facts) -> tuple[Table, int]:
     rows = []
     for row in sorted(kept, key=lambda row: row.p50_ms):
         times, fair, psnr = facts.speedup(row), facts.speedup_fp32(row), facts.psnr_y(row)
-        engine = f", {_SPELLED.get(row.backend, row.backend)}" if facts.is_ours(row) else ""
+        engine = f", {_spelled(row.backend)}" if facts.is_ours(row) else ""
         rows.append({"model": f"{facts.names[row.model]}, {row.precision}{engine}", "psnr": psnr and psnr[0]})
         rows[-1] |= {"ms": quantity(row.p50_ms), "times": times and ratio(times), "fair": fair and ratio(fair)}
     titles = {"model": ("model", ""), "psnr": ("PSNR-Y (dB)", ".2f"), "ms": ("ms", "s")}
     if base := facts.results.baseline:
-        name, engine = _SPELLED.get(base.model, facts.names[base.model]), _SPELLED.get(base.backend, base.backend)
+        name, engine = _spelled(facts.names[base.model]), _spelled(base.backend)
         titles["times"] = f"× as fast as {name} ({engine}, {base.precision})", "s"
         if (best := facts.baseline_fp32) is not None and best.backend != base.backend:
-            titles["fair"] = f"({_SPELLED.get(best.backend, best.backend)}, fp32)", "s"
+            titles["fair"] = f"({_spelled(best.backend)}, fp32)", "s"
     return _table(titles, rows), sum(not row.stable for row in kept)
+
+
+def _spelled(name: str) -> str:
+    """A model or engine as its makers write it."""
+    return _SPELLED.get(name, name)
 
 
 def draw_plots(facts: Facts, folder: Path) -> list[Path]:

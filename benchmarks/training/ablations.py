@@ -162,9 +162,12 @@ def measure_ablations(
             run = folder / key[1] / f"{key[0]}-{seed}"
             stages = _stages(dataclasses.replace(config, seed=seed, data=pictures, teacher=results), steps[key], run)
             work.append(_Job(*key, seed, stages, run, validation))
-    _run_all([job for job in work if job.psnr() is None], jobs, seconds, progress)
-    finished = {(job.variant, job.degradation, job.seed): psnr for job in work if (psnr := job.psnr()) is not None}
-    return _rows(plan, steps, finished)
+    before = [job.psnr() for job in work]  # each reads the run's whole state
+    missing = [job for job, psnr in zip(work, before, strict=True) if psnr is None]
+    finished = {
+        (job.variant, job.degradation, job.seed): psnr for job, psnr in zip(work, before, strict=True) if psnr is not None
+    }
+    return _rows(plan, steps, finished | _run_all(missing, jobs, seconds, progress))
 
 
 def ablation_config(plan: AblationPlan, variant: str, degradation: str) -> TrainConfig:
@@ -242,7 +245,11 @@ def _step_seconds(config: TrainConfig, phase: str) -> float:
     return statistics.median(b - a for a, b in zip(marks[_SPEED_WARMUP:], marks[_SPEED_WARMUP + 1 :], strict=False))
 
 
-def _run_all(missing: Sequence[_Job], jobs: int, seconds: float | None, progress: Progress) -> None:
+def _run_all(
+    missing: Sequence[_Job], jobs: int, seconds: float | None, progress: Progress
+) -> dict[tuple[str, str, int], float]:
+    """Train; returns (variant, degradation, seed) → PSNR-Y in dB of what has finished."""
+    finished = {}
     begin, waiting = time.monotonic(), list(missing)
     running: dict[Future[None], _Job] = {}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -256,7 +263,11 @@ def _run_all(missing: Sequence[_Job], jobs: int, seconds: float | None, progress
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 future.result()
-                progress(f"{job.degradation}, {job.variant}, seed {job.seed}: {job.psnr():.3f} dB")
+                psnr = job.psnr()
+                assert psnr is not None, "a run that ends without an error is finished"
+                finished[job.variant, job.degradation, job.seed] = psnr
+                progress(f"{job.degradation}, {job.variant}, seed {job.seed}: {psnr:.3f} dB")
+    return finished
 
 
 def _run(job: _Job) -> None:
