@@ -37,6 +37,13 @@ PROGRAM = (
     + """
 import numpy as np
 from rdsr.runtime import Upscaler
+from rdsr.runtime.host import engine_thread
+
+def wait(calls, wait=engine_thread.wait):
+    os.write(2, b"interrupted\\n")
+    return wait(calls)
+
+engine_thread.wait = wait
 Upscaler.load(backend="onnxruntime", precision="fp32")(np.zeros((5, 4, 3), np.uint8))
 """
 )
@@ -47,10 +54,23 @@ def hanging(script: str, *args: object) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-c", script, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stderr is not None
-    while (line := process.stderr.readline()) != b"hanging\n":
-        assert line, "it ended before it hung"
+    wait_for(b"hanging\n", process)
     return process
+
+
+def wait_for(line: bytes, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process writes this line."""
+    assert process.stderr is not None
+    while (written := process.stderr.readline()) != line:
+        assert written, f"it ended without {line!r}"
+
+
+def interrupt(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
+    """Send a signal and wait until the process has it: two of a kind that are still pending become one."""
+    process.send_signal(stop)
+    status = Path(f"/proc/{process.pid}/status")
+    while any(int(line.split()[1], 16) >> (stop - 1) & 1 for line in status.read_text().splitlines() if "Pnd:" in line):
+        time.sleep(0.01)
 
 
 def ended(process: subprocess.Popen[bytes]) -> int:
@@ -72,8 +92,7 @@ def test_a_second_signal_ends_a_command_whose_engine_hangs(
     source = write(tmp_path / "in.png")
     line = ["upscale", source, "-o", tmp_path / "out.png", "--backend", "onnxruntime", "--precision", "fp32"]
     process = hanging(COMMAND, moment, *line)
-    process.send_signal(first)
-    time.sleep(0.3)
+    interrupt(process, first)
     process.send_signal(second)
     assert ended(process) in (128 + second, -second)
     assert listing(tmp_path) == ["in.png"]
@@ -82,7 +101,7 @@ def test_a_second_signal_ends_a_command_whose_engine_hangs(
 def test_one_signal_alone_waits_for_the_tile(tmp_path: Path) -> None:
     line = ["upscale", write(tmp_path / "in.png"), "-o", tmp_path / "out.png", "--backend", "onnxruntime"]
     process = hanging(COMMAND, "run", *line, "--precision", "fp32")
-    process.send_signal(signal.SIGINT)
+    interrupt(process, signal.SIGINT)
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -91,9 +110,9 @@ def test_one_signal_alone_waits_for_the_tile(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_ends_a_program_that_calls_an_engine_which_hangs() -> None:
     process = hanging(PROGRAM, "run")
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    wait_for(b"interrupted\n", process)
+    process.send_signal(signal.SIGINT)
     assert ended(process) != 0
 
 

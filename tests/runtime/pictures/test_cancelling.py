@@ -41,20 +41,31 @@ class SetAtWork(Cancel):
         threading.Timer(0.005, self.set).start()
 
 
+def stops(work: Callable[[Cancel], object]) -> bool:
+    """Whether work stops that has begun. A busy machine may set the token only when all is done, so that is tried again."""
+    for _ in range(20):
+        try:
+            work(SetAtWork())
+        except CancelledError:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "tif"])
 def test_encoding_stops(kind: str) -> None:
-    with pytest.raises(CancelledError):
-        encoded(kind, SetAtWork())
+    assert stops(lambda cancel: encoded(kind, cancel))
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
 def test_decoding_stops(kind: str) -> None:
     content = encoded(kind)
 
-    picture = EncodedPicture(content, "it")
-    picture.cancel = SetAtWork()
-    with pytest.raises(CancelledError):
+    def decode(cancel: Cancel) -> None:
+        picture = EncodedPicture(content, "it")
+        picture.cancel = cancel
         picture.pixels()
+
+    assert stops(decode)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "avif"])
