@@ -21,7 +21,7 @@ from ...atomic import atomic_write
 from ...models.training.config import TrainConfig
 from ...models.training.errors import TrainingError
 from ...models.training.run import train
-from ...models.training.toml_file import read_toml
+from ...models.training.toml_file import is_number, read_toml
 from ...models.training.trainer import read_state
 from ...runtime.files import dump_json
 from ..errors import BenchmarkError
@@ -119,11 +119,11 @@ def read_ablations(path: Path) -> AblationPlan:
     if lacking := sorted(set(content["degradations"]) - set(content["shares"])):
         raise BenchmarkError(f"{path}: shares lacks {lacking[0]}")
     for name, share in content["shares"].items():
-        if not (set(share) - {"prior"} == {"stage1"} and all(_is_number(part) for part in share.values())):
+        if not (set(share) - {"prior"} == {"stage1"} and all(is_number(part) for part in share.values())):
             raise BenchmarkError(f"{path}: shares of {name} must be numbers for stage1 and, if wanted, prior")
         if not (min(share.values()) > 0 and sum(share.values()) < 1):
             raise BenchmarkError(f"{path}: shares of {name} must be above 0, and leave some time for the rest of stage 2")
-    if not (_is_number(content["minutes"]) and content["minutes"] > 0):
+    if not (is_number(content["minutes"]) and content["minutes"] > 0):
         raise BenchmarkError(f"{path}: minutes must be a number above 0, not {content['minutes']!r}")
     seeds = content["seeds"]
     if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) and s >= 0 for s in seeds)):
@@ -300,10 +300,6 @@ def _rows(
                 )
             )
     return rows
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def ablation_table(rows: Sequence[AblationRow], seeds: Sequence[int]) -> tuple[Columns, list[dict[str, Any]]]:

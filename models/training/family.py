@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrainingError
-from .toml_file import read_toml
+from .toml_file import is_number, read_toml
 
 __all__ = ["DEFAULT_PLAN", "FamilyPlan", "Member", "Run", "checkpoint_notes", "current_run", "finished_runs", "minutes_of"]
 
@@ -97,11 +97,11 @@ class FamilyPlan:
                 raise TrainingError(f"{path}: names of members and stages must be lower-case words joined by '-'")
             if not stages or len(set(stages)) < len(stages) or all(stage.first_round_only for stage in member.stages):
                 raise TrainingError(f"{path}: {member.name} needs stages for every round, and their names must differ")
-            if not _is_number(member.share) or not member.share > 0:
+            if not is_number(member.share) or not member.share > 0:
                 raise TrainingError(f"{path}: share of {member.name} must be a number above 0, not {member.share!r}")
             if not all(isinstance(stage.overrides, dict) and isinstance(stage.config, str) for stage in member.stages):
                 raise TrainingError(f"{path}: in stages of {member.name}, config must be a string and overrides a table")
-        if not (_is_number(self.slice_minutes) and self.slice_minutes > 0 and _is_number(self.growth) and self.growth >= 1):
+        if not (is_number(self.slice_minutes) and self.slice_minutes > 0 and is_number(self.growth) and self.growth >= 1):
             raise TrainingError(f"{path}: slice_minutes must be a number above 0 and growth a number of at least 1")
 
     def check_configs(self) -> None:
@@ -232,7 +232,3 @@ def finished_runs(member: Member, folder: Path) -> list[Run]:
 def minutes_of(member: Member, folder: Path) -> float:
     """Minutes that a member has trained."""
     return sum(run.state().minutes for run in runs_of(member, folder))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
