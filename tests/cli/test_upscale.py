@@ -364,14 +364,32 @@ def test_an_interruption_before_the_first_picture_is_json(tmp_path: Path, monkey
     assert (result.exit_code, json.loads(result.stdout)["interrupted"]) == (130, True)
 
 
+STOPPING = """
+import sys, time
+from itertools import count
+from rdsr.cli.main import main
+from rdsr.runtime.done_files import DoneFiles
+add, numbers, limit = DoneFiles.add, count(1), int(sys.argv.pop(1))
+def stop(self, *arguments):
+    while next(numbers) > limit:
+        time.sleep(60)
+    add(self, *arguments)
+DoneFiles.add = stop
+main()
+"""
+"""A command that records so many pictures and then waits for its kill, which may come late on a busy machine."""
+
+
 def killed_and_resumed(exported: Path, folder: Path, number: int, kills: int) -> None:
     """Kill a job again and again, let it go on, and compare with an undisturbed one."""
     moments = random.Random(0)
     many(folder / "in", number, 40)
-    line = command("upscale", folder / "in", "-o", folder / "out", "--bundle", exported, "--resume", "--json")
+    arguments = ["upscale", folder / "in", "-o", folder / "out", "--bundle", exported, "--resume", "--json"]
     whole: dict[str, tuple[int, int]] = {}
     for kill in range(kills):
-        enough = after(folder / "out", len(whole) + moments.randrange(1, number // (kills + 1)))
+        more = moments.randrange(1, number // (kills + 1))
+        enough = after(folder / "out", len(whole) + more)
+        line = [sys.executable, "-c", STOPPING, str(more + 2), *map(str, arguments)]
         pause = moments.random() * 0.008
 
         def moment(enough: Callable[[], bool] = enough, pause: float = pause) -> bool:
@@ -387,7 +405,7 @@ def killed_and_resumed(exported: Path, folder: Path, number: int, kills: int) ->
             assert whole.setdefault(name, identity) == identity, f"{name} was done twice"
     (folder / "out" / ".rdsr-0123456789ab.tmp").touch()  # as on a file system without unnamed files
     os.utime(folder / "out" / ".rdsr-0123456789ab.tmp", (1, 1))
-    last = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    last = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
     report = json.loads(last.stdout)
     assert {Path(entry["input"]).name for entry in report["skipped"] if entry["reason"] == "already done"} == set(whole)
     assert len(report["outputs"]) + len(whole) == number, "nothing is lost"
