@@ -113,7 +113,7 @@ class GraphSet:
                 shape = list(value.shape)
                 for axis, size in zip(spec.axes[key], (batch, *sides), strict=False):
                     shape[axis] = size
-                low, high = (0, 256) if value.dtype == torch.uint8 else (-1, 1)
+                low, high = (0, 256) if value.dtype == torch.uint8 else (-1 if value.min() < 0 else 0, 1)
                 feed[key] = rng.uniform(low, high, shape).astype(value.numpy().dtype)
             feeds.append(feed)
         self.found[name] = account(plain, name, self.deployed, self.training_only)

@@ -39,7 +39,7 @@ class GraphSpec:
     name: str
     module: nn.Module
     inputs: dict[str, Tensor]
-    """Example inputs by name, in the order of the module's arguments."""
+    """Example inputs by name, in the order of the module's arguments. What is nowhere below 0 here never is."""
     output: str
     unit: int = 1
     """Sides of pictures are multiples of it."""
