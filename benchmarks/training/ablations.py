@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -9,7 +10,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def _run_all(
     finished = {}
     begin, waiting = time.monotonic(), list(missing)
     running: dict[Future[None], _Job] = {}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool, _stopping_runs():
         while waiting or running:
             while waiting and len(running) < jobs:
                 if seconds is not None and time.monotonic() - begin > seconds:
@@ -268,6 +269,19 @@ def _run_all(
                 finished[job.variant, job.degradation, job.seed] = psnr
                 progress(f"{job.degradation}, {job.variant}, seed {job.seed}: {psnr:.3f} dB")
     return finished
+
+
+@contextlib.contextmanager
+def _stopping_runs() -> Iterator[None]:
+    """Stop the runs, which keep their state, when this process is stopped. A terminal's Ctrl-C reaches them without us."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        for run in multiprocessing.active_children():
+            run.terminate()
+        raise
 
 
 def _run(job: _Job) -> None:

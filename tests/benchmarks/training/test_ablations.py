@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from rdsr.cli.bench import ABLATIONS
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
 from rdsr.models.training.errors import TrainingError
+from rdsr.tests.cli.running import command, interrupted
 
 PLAN = """
 minutes = 0.002
@@ -78,6 +80,21 @@ def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) 
     assert measure_ablations(plan, tmp_path / "out", **where) == measure_ablations(
         plan, tmp_path / "out", **where, seconds=0
     )
+
+
+def test_sigterm_stops_the_runs_which_keep_their_state(tmp_path: Path) -> None:
+    plan = PLAN.replace("0.002", "60").partition("[degradations.photo")[0] + "[variants.reference]\n"
+    (tmp_path / "plan.toml").write_text(plan)
+    line = ["bench", "ablations", "--config", tmp_path / "plan.toml", "--data", SAMPLES, "--validation", SAMPLES]
+    runs = [tmp_path / "out" / "bicubic" / f"reference-{seed}" / "stage1" for seed in (3, 4)]
+
+    def under_way() -> bool:
+        logs = [run / "log.csv" for run in runs]
+        return all(log.is_file() and len(log.read_text().splitlines()) > 1 for log in logs)
+
+    done = interrupted(command(*line, "-o", tmp_path / "out", "--jobs", 2), under_way, signal.SIGTERM)
+    assert done.returncode == 143, done.stderr
+    assert all((run / "state.pt").is_file() for run in runs)
 
 
 def test_the_table_has_a_column_for_each_seed() -> None:
