@@ -32,7 +32,7 @@ from .tiling.tiles import Plan
 
 __all__ = ["FileJob", "Network", "Upscaled", "upscale_encoded"]
 
-_FILES = 2**26
+_FILES = 80 * 2**20
 """Bytes that decoders, encoders and the interpreter itself need beside the pixels; measured with PNG and TIFF."""
 _IN_STRIPS = 2**29
 """Most pixels, by default, of a picture that passes through in strips and so needs little memory, but days."""
