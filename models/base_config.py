@@ -1,12 +1,13 @@
-"""The base of config dataclasses: plain values fit for JSON, and the check of whole numbers."""
+"""The base of config dataclasses: plain values fit for JSON, and the checks of numbers."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any, Self
 
-__all__ = ["BaseConfig"]
+__all__ = ["BaseConfig", "is_number"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,8 @@ class BaseConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number that fits a float; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

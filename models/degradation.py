@@ -7,13 +7,12 @@ import math
 import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .base_config import BaseConfig
+from .base_config import BaseConfig, is_number
 from .downscaling import KERNELS, Kernel, downscale, to_8_bits
 
 __all__ = ["JPEG_BLOCK", "TEST_DEGRADATIONS", "VECTOR_SIZE", "Degradation", "PhotoDegradations", "degrade_for_test"]
@@ -172,7 +171,7 @@ class PhotoDegradations(BaseConfig):
 
     def __post_init__(self) -> None:
         for name in ("clean", "blur", "anisotropic", "gaussian", "poisson", "grey_noise", "jpeg", "jpeg_twice"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {getattr(self, name)!r}")
         for name, low, high in (
             ("blur_sigma", 0.1, _LARGEST_SIGMA),
@@ -190,7 +189,7 @@ class PhotoDegradations(BaseConfig):
     def _numbers(self, name: str, count: int) -> tuple[float, ...]:
         """The field's `count` numbers, now as a tuple; empty if it holds something else."""
         values = getattr(self, name)
-        if not isinstance(values, (tuple, list)) or len(values) != count or not all(_is_number(v) for v in values):
+        if not isinstance(values, (tuple, list)) or len(values) != count or not all(is_number(v) for v in values):
             return ()
         object.__setattr__(self, name, tuple(values))
         return tuple(values)
@@ -220,10 +219,6 @@ class PhotoDegradations(BaseConfig):
         return Degradation(
             sigma=sigma, angle=angle, kernel=kernel, gaussian=gaussian, poisson=poisson, grey_noise=grey, jpeg=jpeg
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _between(ends: tuple[float, float], share: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import multiprocessing
 import re
@@ -19,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from ...atomic import atomic_write
+from ...models.base_config import is_number
+from ...models.files import read_small
 from ...models.training.config import TrainConfig
-from ...models.training.errors import TrainingError
 from ...models.training.run import train
-from ...models.training.toml_file import is_number, read_toml
-from ...models.training.trainer import read_state
+from ...models.training.toml_file import read_toml
 from ...runtime.files import dump_json
 from ..errors import BenchmarkError
 from ..report.tables import Columns
@@ -34,7 +36,9 @@ __all__ = ["AblationPlan", "AblationRow", "ablation_config", "ablation_table", "
 Progress = Callable[[str], None]
 Key = tuple[str, str]
 """(variant, degradation)."""
-_SPEED_STEPS, _SPEED_WARMUP = 24, 8
+_SPEED_ROUNDS, _SPEED_STEPS, _SPEED_WARMUP = 6, 16, 4
+_OWN = ("stage1", "steps_of")
+"""Fields of a variant that are none of `TrainConfig`."""
 _FIXED = ("stage", "data", "teacher", "init", "iterations", "prior_steps", "seed", "validate_every", "degradation")
 
 
@@ -54,7 +58,8 @@ class AblationPlan:
     """"bicubic" or "photo" → further fields under that degradation."""
     variants: Mapping[str, Mapping[str, Any]]
     """Name → fields that differ. The first variant is the reference. `stage1 = true` gives stage 1 all of the time, and the
-    validation takes the prior of the latent prior encoder, which sees the original."""
+    validation takes the prior of the latent prior encoder, which sees the original. `steps_of = "NAME"` gives a variant
+    whose steps cost as much as another's that one's number of steps, free of the noise of a measurement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +83,64 @@ class AblationRow:
 class _Job:
     """Stages of one run, in order."""
 
-    variant: str
-    degradation: str
+    key: Key
     seed: int
     stages: tuple[TrainConfig, ...]
     folder: Path
     validation: Path
 
-    @property
-    def last(self) -> Path:
-        return self.folder / self.stages[-1].stage
-
-    def psnr(self) -> float | None:
-        """The validation at the end, dB; None if the run has not finished. `TrainingError` for a run of another config."""
+    def train(self) -> float:
+        """Train what is missing; returns the PSNR-Y of the validation at the end, dB."""
         for stage in self.stages:
             folder = self.folder / stage.stage
-            if not (folder / "state.pt").is_file() or read_state(folder, stage)["step"] < stage.iterations:
-                return None
-        return float(read_log(self.last)[-1]["psnr_y"])
+            train(stage, folder, resume=(folder / "state.pt").exists(), validation=self.validation, threads=1)
+        return float(read_log(folder)[-1]["psnr_y"])
+
+
+class _Record:
+    """`runs.json`: for each variant, the steps that its time allows and what its finished runs reached.
+
+    It is enough to go on where the folders of finished runs are gone, or on another machine with the same steps.
+    """
+
+    def __init__(self, path: Path, plans: Mapping[Key, str]) -> None:
+        """Read what is there. `BenchmarkError` for a file that cannot be read, or for runs of other plans (digests)."""
+        self.path = path
+        self._plans = plans
+        self._entries: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            try:
+                self._entries = json.loads(read_small(path))
+                for entry in self._entries.values():
+                    _ = entry["plan"], entry["steps"].items(), entry["psnr_y"].items()
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise BenchmarkError(f"cannot read {path} ({type(error).__name__}): choose another folder") from error
+        for key, plan in plans.items():
+            if key in self and self._entries[" ".join(key)]["plan"] != plan:
+                raise BenchmarkError(f"{path} holds {key[0]} under {key[1]} of another plan: choose another folder")
+
+    def __contains__(self, key: Key) -> bool:
+        return " ".join(key) in self._entries
+
+    def steps(self, key: Key) -> dict[str, int]:
+        """Phase → steps of a variant."""
+        return dict(self._entries[" ".join(key)]["steps"])
+
+    def set_steps(self, key: Key, steps: Mapping[str, int]) -> None:
+        self._entries[" ".join(key)] = {"plan": self._plans[key], "steps": dict(steps), "psnr_y": {}}
+        self._write()
+
+    def psnr(self, key: Key) -> dict[int, float]:
+        """Seed → PSNR-Y in dB of the finished runs of a variant."""
+        return {int(seed): psnr for seed, psnr in self._entries[" ".join(key)]["psnr_y"].items()}
+
+    def add_psnr(self, key: Key, seed: int, psnr: float) -> None:
+        self._entries[" ".join(key)]["psnr_y"][str(seed)] = psnr
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.path, dump_json(self._entries).encode())
 
 
 def read_ablations(path: Path) -> AblationPlan:
@@ -126,6 +171,13 @@ def read_ablations(path: Path) -> AblationPlan:
             raise BenchmarkError(f"{path}: shares of {name} must be above 0, and leave some time for the rest of stage 2")
     if not (is_number(content["minutes"]) and content["minutes"] > 0):
         raise BenchmarkError(f"{path}: minutes must be a number above 0, not {content['minutes']!r}")
+    for name, variant in content["variants"].items():
+        if (like := variant.get("steps_of")) is not None:
+            other = content["variants"].get(like) if isinstance(like, str) else None
+            if other is None or "steps_of" in other or other.get("stage1") != variant.get("stage1"):
+                raise BenchmarkError(
+                    f"{path}: steps_of of {name} must name a variant with the same stages and its own steps"
+                )
     seeds = content["seeds"]
     if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) and s >= 0 for s in seeds)):
         raise BenchmarkError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
@@ -150,25 +202,27 @@ def measure_ablations(
     """
     if not teacher and any("teacher_weight" in variant for variant in plan.variants.values()):
         raise BenchmarkError("the plan varies the weight of a teacher's pictures: name their folder")
-    configs = {
-        (variant, degradation): ablation_config(plan, variant, degradation)
-        for degradation in plan.degradations
-        for variant in plan.variants
-    }
-    steps = _allowed_steps(plan, configs, folder / "steps.json", progress)
+    keys = [(variant, degradation) for degradation in plan.degradations for variant in plan.variants]
+    configs = {key: ablation_config(plan, *key) for key in keys}
+    record = _Record(folder / "runs.json", {key: _digest(plan, key, config) for key, config in configs.items()})
+    progress("time of a step")
+    unknown = {key: config for key, config in configs.items() if key not in record}
+    own = {key: config for key, config in unknown.items() if "steps_of" not in plan.variants[key[0]]}
+    for key, steps in _allowed_steps(plan, own, jobs).items():
+        record.set_steps(key, steps)
+    for variant, degradation in unknown:
+        if like := plan.variants[variant].get("steps_of"):
+            record.set_steps((variant, degradation), record.steps((like, degradation)))
     pictures, results = tuple(map(str, data)), tuple(map(str, teacher))
     work = []
     for seed in plan.seeds:
         for key, config in configs.items():
-            run = folder / key[1] / f"{key[0]}-{seed}"
-            stages = _stages(dataclasses.replace(config, seed=seed, data=pictures, teacher=results), steps[key], run)
-            work.append(_Job(*key, seed, stages, run, validation))
-    before = [job.psnr() for job in work]  # each reads the run's whole state
-    missing = [job for job, psnr in zip(work, before, strict=True) if psnr is None]
-    finished = {
-        (job.variant, job.degradation, job.seed): psnr for job, psnr in zip(work, before, strict=True) if psnr is not None
-    }
-    return _rows(plan, steps, finished | _run_all(missing, jobs, seconds, progress))
+            if seed not in record.psnr(key):
+                run = folder / key[1] / f"{key[0]}-{seed}"
+                config = dataclasses.replace(config, seed=seed, data=pictures, teacher=results)
+                work.append(_Job(key, seed, _stages(config, record.steps(key), run), run, validation))
+    _run_all(work, jobs, seconds, record, progress)
+    return _rows(plan, record)
 
 
 def ablation_config(plan: AblationPlan, variant: str, degradation: str) -> TrainConfig:
@@ -177,7 +231,7 @@ def ablation_config(plan: AblationPlan, variant: str, degradation: str) -> Train
     for more in (plan.degradations[degradation], plan.variants[variant]):
         network = {**fields.get("network", {}), **more.get("network", {})}
         fields |= {**more, "network": network}
-    fields.pop("stage1", None)
+    fields = {name: value for name, value in fields.items() if name not in _OWN}
     return TrainConfig.from_values(fields | {"stage": "stage1", "degradation": degradation, "iterations": 1}, variant)
 
 
@@ -205,29 +259,31 @@ def _stages(config: TrainConfig, steps: Mapping[str, int], run: Path) -> tuple[T
     return first, second
 
 
-def _allowed_steps(
-    plan: AblationPlan, configs: Mapping[Key, TrainConfig], cache: Path, progress: Progress
-) -> dict[Key, dict[str, int]]:
-    """Steps in each phase that take the time of the plan on this machine; measured once for a folder."""
-    known = json.loads(cache.read_text()) if cache.is_file() else {}
-    steps = {}
-    for (variant, degradation), config in configs.items():
-        name = f"{degradation} {variant}"
-        budgets = {phase: share * plan.minutes * 60 for phase, share in _phases(plan, variant, degradation).items()}
-        if name not in known:
-            progress(f"speed of {variant}, {degradation}")
-            allowed = {phase: max(1, round(budget / _step_seconds(config, phase))) for phase, budget in budgets.items()}
-            known[name] = {"seconds": budgets, "steps": allowed}
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(cache, dump_json(known).encode())
-        if known[name]["seconds"] != budgets:
-            raise TrainingError(f"{cache.parent} holds runs of a plan with other times; choose another folder")
-        steps[variant, degradation] = known[name]["steps"]
+def _digest(plan: AblationPlan, key: Key, config: TrainConfig) -> str:
+    """The same for two runs of one variant that differ in their seed alone."""
+    content = json.dumps([config.to_dict(), plan.minutes, _phases(plan, *key)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _allowed_steps(plan: AblationPlan, configs: Mapping[Key, TrainConfig], jobs: int) -> dict[Key, dict[str, int]]:
+    """Steps in each phase that take the time of the plan on this machine, with `jobs` runs side by side.
+
+    All are timed in turn, several times over. Each step counts with its shortest time: what slows the machine for a while
+    is left out, what a step has to do is not.
+    """
+    phases = [(key, phase) for key in configs for phase in _phases(plan, *key)]
+    timed = phases * _SPEED_ROUNDS
+    with _pool(jobs) as pool:
+        times = np.array(list(pool.map(_step_seconds, [configs[key] for key, _ in timed], [phase for _, phase in timed])))
+    steps: dict[Key, dict[str, int]] = {key: {} for key in configs}
+    for index, (key, phase) in enumerate(phases):
+        budget = plan.minutes * 60 * _phases(plan, *key)[phase]
+        steps[key][phase] = max(1, round(budget / times[index :: len(phases)].min(axis=0).mean()))
     return steps
 
 
-def _step_seconds(config: TrainConfig, phase: str) -> float:
-    """Median processor time of a step on one thread."""
+def _step_seconds(config: TrainConfig, phase: str) -> list[float]:
+    """Processor time of each of some steps on one thread; the same steps for the same config."""
     marks: list[float] = []
 
     def mark() -> float:
@@ -243,70 +299,55 @@ def _step_seconds(config: TrainConfig, phase: str) -> float:
         train(first, Path(scratch) / "stage1", threads=1, hold=mark if phase == "stage1" else None)
         if phase != "stage1":
             train(second[0], Path(scratch) / "stage2", threads=1, hold=mark)
-    return statistics.median(b - a for a, b in zip(marks[_SPEED_WARMUP:], marks[_SPEED_WARMUP + 1 :], strict=False))
+    return [after - before for before, after in itertools.pairwise(marks[_SPEED_WARMUP:])]
 
 
-def _run_all(
-    missing: Sequence[_Job], jobs: int, seconds: float | None, progress: Progress
-) -> dict[tuple[str, str, int], float]:
-    """Train; returns (variant, degradation, seed) → PSNR-Y in dB of what has finished."""
-    finished = {}
+def _run_all(missing: Sequence[_Job], jobs: int, seconds: float | None, record: _Record, progress: Progress) -> None:
+    """Train, and add what has finished to the record."""
     begin, waiting = time.monotonic(), list(missing)
-    running: dict[Future[None], _Job] = {}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool, _stopping_runs():
+    running: dict[Future[float], _Job] = {}
+    with _pool(jobs) as pool:
         while waiting or running:
             while waiting and len(running) < jobs:
                 if seconds is not None and time.monotonic() - begin > seconds:
                     waiting.clear()
                     break
                 job = waiting.pop(0)
-                running[pool.submit(_run, job)] = job
+                running[pool.submit(job.train)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                future.result()
-                psnr = job.psnr()
-                assert psnr is not None, "a run that ends without an error is finished"
-                finished[job.variant, job.degradation, job.seed] = psnr
-                progress(f"{job.degradation}, {job.variant}, seed {job.seed}: {psnr:.3f} dB")
-    return finished
+                record.add_psnr(job.key, job.seed, future.result())
+                progress(f"{job.key[1]}, {job.key[0]}, seed {job.seed}: {future.result():.3f} dB")
 
 
 @contextlib.contextmanager
-def _stopping_runs() -> Iterator[None]:
-    """Stop the runs, which keep their state, when this process is stopped. A terminal's Ctrl-C reaches them without us."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        for run in multiprocessing.active_children():
-            run.terminate()
-        raise
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for runs. They stop, and keep their state, when this process is stopped; Ctrl-C reaches them without us."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool
+        except (Exception, SystemExit):
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
-def _run(job: _Job) -> None:
-    for config in job.stages:
-        folder = job.folder / config.stage
-        train(config, folder, resume=(folder / "state.pt").exists(), validation=job.validation, threads=1)
-
-
-def _rows(
-    plan: AblationPlan, steps: Mapping[Key, dict[str, int]], finished: Mapping[tuple[str, str, int], float]
-) -> list[AblationRow]:
+def _rows(plan: AblationPlan, record: _Record) -> list[AblationRow]:
     rows: list[AblationRow] = []
+    first = next(iter(plan.variants))
     for degradation in plan.degradations:
-        reference: dict[int, float] = {}
-        for index, variant in enumerate(plan.variants):
-            found = {seed: finished[key] for seed in plan.seeds if (key := (variant, degradation, seed)) in finished}
+        reference = record.psnr((first, degradation))
+        for variant in plan.variants:
+            known = record.psnr((variant, degradation))
+            found = {seed: known[seed] for seed in plan.seeds if seed in known}
             if not found:
                 continue
-            reference = found if index == 0 else reference
             changes = [psnr - reference[seed] for seed, psnr in found.items() if seed in reference]
             rows.append(
                 AblationRow(
                     degradation=degradation,
                     variant=variant,
-                    steps=steps[variant, degradation],
+                    steps=record.steps((variant, degradation)),
                     psnr_y=found,
                     mean_db=round(statistics.fmean(found.values()), 4),
                     spread_db=round(max(found.values()) - min(found.values()), 4) if len(found) > 1 else None,

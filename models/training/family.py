@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base_config import is_number
 from .errors import TrainingError
-from .toml_file import is_number, read_toml
+from .toml_file import read_toml
 
 __all__ = ["DEFAULT_PLAN", "FamilyPlan", "Member", "Run", "checkpoint_notes", "current_run", "finished_runs", "minutes_of"]
 

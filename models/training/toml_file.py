@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ...errors import shortened
 from ..files import read_small, reason_of
 from .errors import TrainingError
 
-__all__ = ["is_number", "read_toml"]
+__all__ = ["read_toml"]
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -22,8 +21,3 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise TrainingError(f"cannot read the {what} {shortened(path)}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is not valid TOML: {error}") from error
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a TOML file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

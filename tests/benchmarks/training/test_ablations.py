@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from rdsr.benchmarks.training.ablations import (
 from rdsr.cli.bench import ABLATIONS
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
-from rdsr.models.training.errors import TrainingError
 from rdsr.tests.cli.running import command, interrupted
 
 PLAN = """
@@ -44,6 +44,8 @@ network = { depth = 4 }
 [variants.lpe]
 stage1 = true
 """
+ONE_VARIANT = PLAN.partition("[degradations.photo")[0] + "[variants.reference]\n"
+"""Under bicubic alone."""
 
 
 def read(text: str, folder: Path) -> object:
@@ -83,8 +85,7 @@ def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) 
 
 
 def test_sigterm_stops_the_runs_which_keep_their_state(tmp_path: Path) -> None:
-    plan = PLAN.replace("0.002", "60").partition("[degradations.photo")[0] + "[variants.reference]\n"
-    (tmp_path / "plan.toml").write_text(plan)
+    (tmp_path / "plan.toml").write_text(ONE_VARIANT.replace("0.002", "60"))
     line = ["bench", "ablations", "--config", tmp_path / "plan.toml", "--data", SAMPLES, "--validation", SAMPLES]
     runs = [tmp_path / "out" / "bicubic" / f"reference-{seed}" / "stage1" for seed in (3, 4)]
 
@@ -115,16 +116,34 @@ def test_the_shipped_plan_fits() -> None:
 
 def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
     where = {"data": [SAMPLES], "validation": SAMPLES, "jobs": 1}
-    single = PLAN.replace("seeds = [3, 4]", "seeds = [3]").replace("photo = { stage1 = 0.4, prior = 0.3 }\n", "")
-    single = single.partition("[degradations.photo")[0] + "[variants.reference]\n"
+    single = ONE_VARIANT.replace("seeds = [3, 4]", "seeds = [3]").replace("photo = { stage1 = 0.4, prior = 0.3 }\n", "")
     (row,) = measure_ablations(read(single, tmp_path), tmp_path / "out", **where)
     assert row.change_db == 0.0
-    with pytest.raises(TrainingError, match="a plan with other times"):
+    with pytest.raises(BenchmarkError, match="holds reference under bicubic of another plan"):
         measure_ablations(read(single.replace("0.002", "0.003"), tmp_path), tmp_path / "out", **where)
-    with pytest.raises(TrainingError, match="warmup: 1 there, 2 here"):
+    with pytest.raises(BenchmarkError, match="holds reference under bicubic of another plan"):
         measure_ablations(read(single.replace("warmup = 1", "warmup = 2"), tmp_path), tmp_path / "out", **where)
     with pytest.raises(BenchmarkError, match="name their folder"):
         measure_ablations(read(single + "teacher_weight = 0.5\n", tmp_path), tmp_path / "out", **where)
+
+
+def test_finished_runs_are_remembered_without_their_folders(tmp_path: Path) -> None:
+    where = {"data": [SAMPLES], "validation": SAMPLES, "jobs": 1}
+    plan = read(ONE_VARIANT, tmp_path)
+    rows = measure_ablations(plan, tmp_path / "out", **where)
+    shutil.rmtree(tmp_path / "out" / "bicubic")
+    assert measure_ablations(plan, tmp_path / "out", **where) == rows
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs.json"]
+    (tmp_path / "out" / "runs.json").write_text('{"bicubic reference": {"plan": 1}}')
+    with pytest.raises(BenchmarkError, match=r"cannot read .*runs\.json \(KeyError\): choose another folder"):
+        measure_ablations(plan, tmp_path / "out", **where)
+
+
+def test_a_variant_takes_the_steps_of_another(tmp_path: Path) -> None:
+    plan = read(ONE_VARIANT.replace("[3, 4]", "[3]") + '[variants.same]\nsteps_of = "reference"\n', tmp_path)
+    first, second = measure_ablations(plan, tmp_path / "out", data=[SAMPLES], validation=SAMPLES, jobs=1)
+    assert first.steps == second.steps
+    assert first.psnr_y == second.psnr_y, "one config, seed and number of steps give one network"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +157,11 @@ def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
         ("[variants.lpe]", "[variants]\nx = 1\n[variants.lpe]", "must be tables"),
         ("seeds = [3, 4]", "seeds = 3", "seeds must be a list of whole numbers, not 3"),
         ("minutes = 0.002", 'minutes = "ten"', "minutes must be a number above 0, not 'ten'"),
+        ("minutes = 0.002", "minutes = inf", "minutes must be a number above 0, not inf"),
+        pytest.param("minutes = 0.002", f"minutes = 1{400 * '0'}", "minutes must be a number above 0", id="huge"),
+        ("[variants.lpe]", '[variants.lpe]\nsteps_of = "none"', "steps_of of lpe must name a variant"),
+        ("[variants.lpe]", '[variants.lpe]\nsteps_of = "lpe"', "steps_of of lpe must name a variant"),
+        ("[variants.lpe]", '[variants.lpe]\nsteps_of = "reference"', "the same stages and its own steps"),
         ("stage1 = 0.5", "prior = 0.5", "must be numbers for stage1 and"),
         ("stage1 = 0.5", "stage1 = 0.5, stage2 = 0.5", "must be numbers for stage1 and"),
         ("prior = 0.3", "prior = 0.6", "leave some time for the rest"),
