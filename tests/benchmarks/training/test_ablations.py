@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rdsr.benchmarks.errors import BenchmarkError
+from rdsr.benchmarks.training import ablations
 from rdsr.benchmarks.training.ablations import (
     AblationRow,
     ablation_config,
@@ -46,6 +47,12 @@ stage1 = true
 """
 ONE_VARIANT = PLAN.partition("[degradations.photo")[0] + "[variants.reference]\n"
 """Under bicubic alone."""
+
+
+@pytest.fixture(autouse=True)
+def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well steps are timed does not matter here."""
+    monkeypatch.setattr(ablations, "_SPEED_ROUNDS", 1)
 
 
 def read(text: str, folder: Path) -> object:
