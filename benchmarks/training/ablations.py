@@ -198,7 +198,7 @@ def measure_ablations(
     """Train what `folder` lacks, `jobs` runs at a time with one thread each, and compare what is finished.
 
     After `seconds` no further run begins; a later call goes on. Raises `TrainingError` for a config or folder that does not
-    fit, also if `folder` holds runs of another plan, and `BenchmarkError` for a plan that needs a teacher and has none.
+    fit, and `BenchmarkError` if `folder` holds runs of another plan, or if the plan needs a teacher and has none.
     """
     if not teacher and any("teacher_weight" in variant for variant in plan.variants.values()):
         raise BenchmarkError("the plan varies the weight of a teacher's pictures: name their folder")
