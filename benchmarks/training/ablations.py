@@ -107,40 +107,41 @@ class _Record:
         """Read what is there. `BenchmarkError` for a file that cannot be read, or for runs of other plans (digests)."""
         self.path = path
         self._plans = plans
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[Key, dict[str, Any]] = {}
         if path.is_file():
             try:
-                self._entries = json.loads(read_small(path))
-                for entry in self._entries.values():
+                for name, entry in json.loads(read_small(path)).items():
                     _ = entry["plan"], entry["steps"].items(), entry["psnr_y"].items()
+                    variant, _, degradation = name.partition(" ")
+                    self._entries[variant, degradation] = entry
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise BenchmarkError(f"cannot read {path} ({type(error).__name__}): choose another folder") from error
         for key, plan in plans.items():
-            if key in self and self._entries[" ".join(key)]["plan"] != plan:
+            if key in self and self._entries[key]["plan"] != plan:
                 raise BenchmarkError(f"{path} holds {key[0]} under {key[1]} of another plan: choose another folder")
 
     def __contains__(self, key: Key) -> bool:
-        return " ".join(key) in self._entries
+        return key in self._entries
 
     def steps(self, key: Key) -> dict[str, int]:
         """Phase → steps of a variant."""
-        return dict(self._entries[" ".join(key)]["steps"])
+        return dict(self._entries[key]["steps"])
 
     def set_steps(self, key: Key, steps: Mapping[str, int]) -> None:
-        self._entries[" ".join(key)] = {"plan": self._plans[key], "steps": dict(steps), "psnr_y": {}}
+        self._entries[key] = {"plan": self._plans[key], "steps": dict(steps), "psnr_y": {}}
         self._write()
 
     def psnr(self, key: Key) -> dict[int, float]:
         """Seed → PSNR-Y in dB of the finished runs of a variant."""
-        return {int(seed): psnr for seed, psnr in self._entries[" ".join(key)]["psnr_y"].items()}
+        return {int(seed): psnr for seed, psnr in self._entries[key]["psnr_y"].items()}
 
     def add_psnr(self, key: Key, seed: int, psnr: float) -> None:
-        self._entries[" ".join(key)]["psnr_y"][str(seed)] = psnr
+        self._entries[key]["psnr_y"][str(seed)] = psnr
         self._write()
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, dump_json(self._entries).encode())
+        atomic_write(self.path, dump_json({" ".join(key): entry for key, entry in self._entries.items()}).encode())
 
 
 def read_ablations(path: Path) -> AblationPlan:
