@@ -34,6 +34,9 @@ demo: $(VENV)/.export  ## export the shipped checkpoint, verify it, upscale the 
 
 # Two files of tests at a time; each file's tests share what they have prepared.
 SPREAD ?= -n 2 --dist loadfile
+# One thread of torch for each, and none that spins while it waits: on two busy cores that takes a test four times as long.
+test test-fast: export OMP_NUM_THREADS ?= 1
+test test-fast: export OMP_WAIT_POLICY ?= passive
 
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest -q $(SPREAD)
