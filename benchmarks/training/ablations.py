@@ -363,7 +363,7 @@ def ablation_table(rows: Sequence[AblationRow], seeds: Sequence[int]) -> tuple[C
     columns = {"degradation": ("LR", ""), "variant": ("variant", ""), "steps": ("steps", "")}
     columns |= {f"seed {seed}": (f"seed {seed} (dB)", ".3f") for seed in seeds}
     columns |= {"mean_db": ("mean (dB)", ".3f"), "spread_db": ("spread (dB)", ".3f")}
-    columns |= {"change_db": ("against the first (dB)", "+.3f")}
+    columns |= {"change_db": ("against the first (dB)", "+z.3f")}
     flat = []
     for row in rows:
         values = {f"seed {seed}": psnr for seed, psnr in row.psnr_y.items()}
