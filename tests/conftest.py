@@ -115,6 +115,23 @@ def without_int8(bundle: Path) -> None:
     rewrite_manifest(bundle, variants=[row for row in variants if row["precision"] != "int8"])
 
 
+class _FailuresAtOnce:
+    """Names what fails when it fails: a run that is cut off never comes to its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.1f} s")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that prints
+        config.pluginmanager.register(_FailuresAtOnce(config))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests, and the processes that they start, leave the user's cache alone."""

@@ -162,7 +162,7 @@ def test_outputs_that_cannot_be_written(checkpoint: Path, tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="not a folder"):
         export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "file" / "b"))
     with pytest.raises(ExportError, match="cannot write"):
-        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=Path("/proc/rdsr-bundle")))
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=Path("/proc/rdsr-bundle"), precisions=("fp32",)))
     assert listing(tmp_path) == ["file"]
 
 
@@ -195,9 +195,8 @@ def test_a_failed_proof_is_not_written_or_kept_apart(
         return proof
 
     monkeypatch.setattr(exporter, "build_proof", disturbed)
-    result = export_checkpoint(
-        ExportOptions(checkpoint=checkpoint, output=bundle, precisions=("fp32",), force=True, keep_failed=keep)
-    )
+    options = ExportOptions(checkpoint=checkpoint, output=bundle, precisions=("fp32",), single_graph=False, force=True)
+    result = export_checkpoint(dataclasses.replace(options, keep_failed=keep))
     assert not result.passed
     assert result.kept is keep
     assert (bundle / "manifest.json").read_bytes() == before, "the good bundle is untouched"
@@ -224,7 +223,7 @@ def test_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "b"), interrupt)
+        export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", single_graph=False), interrupt)
     assert listing(tmp_path) == []
 
 

@@ -52,7 +52,8 @@ ONE_VARIANT = PLAN.partition("[degradations.photo")[0] + "[variants.reference]\n
 @pytest.fixture(autouse=True)
 def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well steps are timed does not matter here."""
-    monkeypatch.setattr(ablations, "_SPEED_ROUNDS", 1)
+    for name, value in {"ROUNDS": 1, "STEPS": 2, "WARMUP": 1}.items():
+        monkeypatch.setattr(ablations, f"_SPEED_{name}", value)
 
 
 def read(text: str, folder: Path) -> object:
@@ -83,7 +84,7 @@ def test_all_variants_are_trained_once_with_one_budget(tmp_path: Path) -> None:
 
 
 def test_after_its_time_no_run_begins_and_the_next_call_goes_on(tmp_path: Path) -> None:
-    plan = read(PLAN, tmp_path)
+    plan = read(ONE_VARIANT, tmp_path)
     where = {"data": [SAMPLES], "validation": SAMPLES, "jobs": 1}
     assert measure_ablations(plan, tmp_path / "out", **where, seconds=0) == []
     assert measure_ablations(plan, tmp_path / "out", **where) == measure_ablations(

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rdsr.benchmarks.errors import BenchmarkError
+from rdsr.benchmarks.training import candidates
 from rdsr.benchmarks.training.candidates import read_plan
 from rdsr.cli.main import app
 from rdsr.export.build_proof import SAMPLES
@@ -17,6 +18,7 @@ from rdsr.models.registry import load_model
 from rdsr.models.repd import RepD
 from rdsr.models.training.config import TrainConfig
 from rdsr.models.training.errors import TrainingError
+from rdsr.runtime.timing import interleaved_medians
 from rdsr.tests.conftest import ROOT
 
 PLAN = """
@@ -38,7 +40,8 @@ width = 12
 """
 
 
-def test_candidates_are_trained_once_and_all_are_timed(tmp_path: Path) -> None:
+def test_candidates_are_trained_once_and_all_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "interleaved_medians", lambda calls, **_: interleaved_medians(calls, rounds=1))
     (tmp_path / "plan.toml").write_text(PLAN)
     arguments = [
         "bench",

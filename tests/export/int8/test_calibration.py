@@ -40,7 +40,9 @@ def test_odd_calibration_pictures_break_nothing(checkpoint: Path, tmp_path: Path
     assert [p.name for p in pictures] == ["black", "deep", "grey", "narrow"]
     assert all(p.hr.shape == (4 * p.lr.shape[0], 4 * p.lr.shape[1], 3) for p in pictures)
     assert [p.held_back for p in pictures] == [False, False, True, False]
-    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("int8",), calibration=folder)
+    options = ExportOptions(
+        checkpoint=checkpoint, output=tmp_path / "b", precisions=("int8",), calibration=folder, single_graph=False
+    )
     result = export_checkpoint(dataclasses.replace(options, max_psnr_drop=1.0))
     assert result.passed
     sets = {entry["dataset"]: entry["judges"] for entry in result.quantization["datasets"]}

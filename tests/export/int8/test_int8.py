@@ -252,7 +252,7 @@ def test_a_gate_that_is_not_met_is_exit_code_3(
 ) -> None:
     before = (bundle / "manifest.json").read_bytes()
     lossy(monkeypatch)
-    options = ["--precision", "fp32,int8", "--force", *(["--keep-failed"] if keep else [])]
+    options = ["--precision", "fp32,int8", "--no-single-graph", "--force", *(["--keep-failed"] if keep else [])]
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(bundle), *options])
     assert result.exit_code == 3, result.output
     assert "int8 loses 1.0 dB, more than the 0.05 allowed" in result.stderr
@@ -272,7 +272,8 @@ def test_an_engine_that_differs_is_no_matter_of_the_gate(
     lossy(monkeypatch)
     right = Pipeline.picture
     monkeypatch.setattr(Pipeline, "picture", lambda self, colour, **options: right(self, colour, **options) ^ 3)
-    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--precision", "int8"])
+    options = ["--precision", "int8", "--no-single-graph"]
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), *options])
     assert result.exit_code == 1, result.output
     assert "int8 on openvino" in result.stderr
 
@@ -305,7 +306,9 @@ def test_options_of_int8_without_int8_are_refused(checkpoint: Path, tmp_path: Pa
 def test_other_scales_and_steps(tmp_path: Path, scale: int) -> None:
     network = random_network(dataclasses.replace(CONFIG, scale=scale))
     path = write_checkpoint(tmp_path / "net.safetensors", network)
-    options = ExportOptions(checkpoint=path, output=tmp_path / "b", precisions=("int8",), max_psnr_drop=1.0, steps=2)
+    options = ExportOptions(
+        checkpoint=path, output=tmp_path / "b", precisions=("int8",), max_psnr_drop=1.0, steps=2, single_graph=False
+    )
     assert export_checkpoint(options).passed
     upscaler = Upscaler.load(tmp_path / "b")
     assert upscaler.effective.precision == "int8", "the only one there is"
@@ -318,7 +321,9 @@ def test_a_wider_gate_lets_the_same_network_through(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lossy(monkeypatch)
-    options = ExportOptions(checkpoint=checkpoint, output=tmp_path / "b", precisions=("int8",), max_psnr_drop=1.5)
+    options = ExportOptions(
+        checkpoint=checkpoint, output=tmp_path / "b", precisions=("int8",), max_psnr_drop=1.5, single_graph=False
+    )
     assert export_checkpoint(options).passed
     assert Bundle(tmp_path / "b").manifest.precisions == ("int8",)
 
@@ -340,7 +345,12 @@ def test_a_trained_quantization_is_exported_as_it_is(tmp_path: Path) -> None:
     for post_training in (False, True):
         output = tmp_path / f"{post_training}.bundle"
         options = ExportOptions(
-            checkpoint=path, output=output, precisions=("int8",), max_psnr_drop=9.0, post_training=post_training
+            checkpoint=path,
+            output=output,
+            precisions=("int8",),
+            max_psnr_drop=9.0,
+            post_training=post_training,
+            single_graph=False,
         )
         assert export_checkpoint(options).passed
         quantization = Bundle(output).manifest.quantization
