@@ -68,6 +68,7 @@ def test_candidates_are_trained_once_and_all_are_timed(tmp_path: Path, monkeypat
     assert "| a |" in (tmp_path / "out" / "candidates.md").read_text()
     assert cv2.imread(str(tmp_path / "out" / "candidates.png")) is not None
     state = (tmp_path / "out" / "a" / "state.pt").stat().st_mtime_ns
+    (tmp_path / "plan.toml").write_text(PLAN.partition("[candidates.alone]")[0])
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert (tmp_path / "out" / "a" / "state.pt").stat().st_mtime_ns == state, "a finished run is not repeated"
 
