@@ -17,7 +17,7 @@ from rdsr.tests.fuzz.driver import fuzz, target_named
 SEED = 1
 SECONDS = 120.0
 """A machine may be busy; hangs last longer."""
-COUNTS = {"pictures": 424, "api": 150, "graphs": 75, "ir": 75, "manifests": 300, "checkpoints": 200}
+COUNTS = {"pictures": 424, "api": 300, "graphs": 150, "ir": 150, "manifests": 300, "checkpoints": 200}
 
 
 def present(name: str) -> ModuleType:
