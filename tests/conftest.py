@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -118,18 +119,26 @@ def without_int8(bundle: Path) -> None:
 class _FailuresAtOnce:
     """Names what fails when it fails: a run that is cut off never comes to its summary."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-        if report.failed and terminal is not None:
-            terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.1f} s")
+        if report.failed:
+            self._terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.1f} s")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # the process that prints
-        config.pluginmanager.register(_FailuresAtOnce(config))
+    if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:  # in the process that prints
+        config.pluginmanager.register(_FailuresAtOnce(terminal))
+
+
+@contextlib.contextmanager
+def untimed_exports() -> Iterator[None]:
+    """Exports do not time int8 against float32, at 128×128, which takes some networks half a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

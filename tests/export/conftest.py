@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from rdsr.tests.conftest import untimed_exports
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _untimed() -> Iterator[None]:
-    """Timing int8 against float32, at 128×128, takes some networks half a minute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])
+    with untimed_exports():
         yield

@@ -195,8 +195,8 @@ def test_a_failed_proof_is_not_written_or_kept_apart(
         return proof
 
     monkeypatch.setattr(exporter, "build_proof", disturbed)
-    options = ExportOptions(checkpoint=checkpoint, output=bundle, precisions=("fp32",), single_graph=False, force=True)
-    result = export_checkpoint(dataclasses.replace(options, keep_failed=keep))
+    options = {"precisions": ("fp32",), "single_graph": False, "force": True, "keep_failed": keep}
+    result = export_checkpoint(ExportOptions(checkpoint=checkpoint, output=bundle, **options))
     assert not result.passed
     assert result.kept is keep
     assert (bundle / "manifest.json").read_bytes() == before, "the good bundle is untouched"

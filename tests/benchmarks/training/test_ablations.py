@@ -52,8 +52,8 @@ ONE_VARIANT = PLAN.partition("[degradations.photo")[0] + "[variants.reference]\n
 @pytest.fixture(autouse=True)
 def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well steps are timed does not matter here."""
-    for name, value in {"ROUNDS": 1, "STEPS": 2, "WARMUP": 1}.items():
-        monkeypatch.setattr(ablations, f"_SPEED_{name}", value)
+    for name, value in {"_SPEED_ROUNDS": 1, "_SPEED_STEPS": 2, "_SPEED_WARMUP": 1}.items():
+        monkeypatch.setattr(ablations, name, value)
 
 
 def read(text: str, folder: Path) -> object:

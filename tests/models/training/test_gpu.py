@@ -74,7 +74,7 @@ def test_slices_go_on_where_the_last_one_stopped(folders: dict[str, Path], tmp_p
     pack(tmp_path / "pack.tar", **folders, start=start, megabytes=0.6)
     (tmp_path / "config.toml").write_text(TOML)
 
-    def slice_once(minutes: float = 0.8) -> str:
+    def slice_once(minutes: float) -> str:
         command = f"{BARE}\nfrom rdsr.models.training import gpu\ngpu._PROBE_STEPS = 120\nsys.exit(gpu.main(sys.argv[1:]))"
         paths = ["slice", tmp_path / "pack.tar", "--work", tmp_path / "work", "--out", tmp_path / "out"]
         options = ["--config", tmp_path / "config.toml", "--minutes", str(minutes), "--slices", "2", "--device", "cpu"]
@@ -83,7 +83,7 @@ def test_slices_go_on_where_the_last_one_stopped(folders: dict[str, Path], tmp_p
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    slice_once()
+    slice_once(0.8)
     settled = json.loads((tmp_path / "work/run/config.json").read_text())
     steps = [torch.load(tmp_path / "work/run/state.pt", weights_only=True)["step"]]
     for minutes in (0.8, 600):  # on a slow machine the short ones are a second of training
