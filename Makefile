@@ -38,11 +38,14 @@ SPREAD ?= -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 test test-fast: export OMP_WAIT_POLICY ?= passive
 
+# A test that hangs fails by its name after ten minutes; in native code, where nothing interrupts it, its process ends after 15.
+HANGS = --timeout 600 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
+
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -q $(SPREAD)
+	$(BIN)/python -m pytest -q $(SPREAD) $(HANGS)
 
 test-fast: $(VENV)/.dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -q $(SPREAD) -m "not slow"
+	$(BIN)/python -m pytest -q $(SPREAD) $(HANGS) -m "not slow"
 
 # Names of models that `rdsr bench latency` knows; a path to a bundle, checkpoint or ONNX file will do as well.
 BENCH_MODELS ?= rdsr-base rdsr-small rdsr-photo rdsr-tiny diffir bicubic disp span-28 rlfn-ntire imdn rfdn

@@ -7,10 +7,16 @@ from collections.abc import Callable
 
 from ..errors import CancelledError, OptionError
 
-__all__ = ["POLL_SECONDS", "Cancel"]
+__all__ = ["POLL_SECONDS", "RECHECK_SECONDS", "Cancel"]
 
 POLL_SECONDS = 0.05
 """How often a waiting call looks at its token."""
+RECHECK_SECONDS = 1.0
+"""How often a wait without a token looks again.
+
+Whoever was to end it may have been interrupted before, and Python notices a Ctrl-C that comes just before a wait
+only after the wait.
+"""
 
 
 class Cancel:

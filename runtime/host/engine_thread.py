@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import CancelledError, EngineError
-from .cancel import POLL_SECONDS, Cancel
+from .cancel import POLL_SECONDS, RECHECK_SECONDS, Cancel
 from .processes import in_forked_children
 from .turns import process_turns
 
@@ -112,13 +112,15 @@ class EngineThread:
         call = _Call(work, future)
         try:
             self._queue.put(call)
-            while cancel is not None and not wait([future], POLL_SECONDS).done:
-                cancel.check()
+            while not wait([future], RECHECK_SECONDS if cancel is None else POLL_SECONDS).done:
+                if cancel is not None:
+                    cancel.check()
             return future.result()
         except BaseException:
-            call.drop()
             try:
-                wait([future])
+                call.drop()
+                while not wait([future], RECHECK_SECONDS).done:
+                    pass
             except BaseException:
                 self._given_up = True
                 raise

@@ -8,13 +8,10 @@ from collections.abc import Callable, Hashable, Iterator
 
 from ..errors import OptionError
 from . import cpu
-from .cancel import POLL_SECONDS, Cancel
+from .cancel import POLL_SECONDS, RECHECK_SECONDS, Cancel
 from .processes import in_forked_children
 
 __all__ = ["Shifts", "Turns", "process_turns"]
-
-_RECHECK_SECONDS = 1.0
-"""How often a wait without a token looks again: a caller may have been interrupted before it woke the others."""
 
 
 class _Ticket:
@@ -44,7 +41,7 @@ class Turns:
             with self._lock:
                 self._tickets.append(ticket)
             self._grant()
-            while not ticket.granted.wait(_RECHECK_SECONDS if stop is None else POLL_SECONDS):
+            while not ticket.granted.wait(RECHECK_SECONDS if stop is None else POLL_SECONDS):
                 if stop is not None:
                     stop.check()
                 self._grant()
@@ -92,7 +89,7 @@ class Shifts:
         try:
             with self._door.hold(stop=stop), self._left:
                 while self._inside and self._kind != kind:
-                    self._left.wait(_RECHECK_SECONDS if stop is None else POLL_SECONDS)
+                    self._left.wait(RECHECK_SECONDS if stop is None else POLL_SECONDS)
                     if stop is not None:
                         stop.check()
                 if self._kind != kind:

@@ -15,7 +15,7 @@ from rdsr.tests.conftest import run_alone
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 HANGING = """
-import ctypes, os, signal, sys
+import _thread, ctypes, os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from rdsr.runtime import engines
 from rdsr.runtime.engines import onnxruntime_engine
@@ -25,10 +25,15 @@ def hang(*_, **__):
     while True:
         ctypes.CDLL(None).sleep(1000)  # a native call; a signal cuts it short
 
+def hang_unheard(*_, **__):
+    while True:
+        _thread.interrupt_main()
+        time.sleep(0.1)
+
 if sys.argv[1] == "load":
     onnxruntime_engine.OnnxRuntimeSession.__init__ = hang
 else:
-    onnxruntime_engine.OnnxRuntimeSession.run = hang
+    onnxruntime_engine.OnnxRuntimeSession.run = hang if sys.argv[1] == "run" else hang_unheard
 del sys.argv[1]
 """
 COMMAND = HANGING + "from rdsr.cli.main import main\nmain()\n"
@@ -39,11 +44,11 @@ import numpy as np
 from rdsr.runtime import Upscaler
 from rdsr.runtime.host import engine_thread
 
-def wait(calls, wait=engine_thread.wait):
+def drop(call, drop=engine_thread._Call.drop):
     os.write(2, b"interrupted\\n")
-    return wait(calls)
+    drop(call)
 
-engine_thread.wait = wait
+engine_thread._Call.drop = drop
 Upscaler.load(backend="onnxruntime", precision="fp32")(np.zeros((5, 4, 3), np.uint8))
 """
 )
@@ -113,6 +118,15 @@ def test_a_second_ctrl_c_ends_a_program_that_calls_an_engine_which_hangs() -> No
     process.send_signal(signal.SIGINT)
     wait_for(b"interrupted\n", process)
     process.send_signal(signal.SIGINT)
+    assert ended(process) != 0
+
+
+def test_ctrl_c_just_before_a_wait_is_noticed() -> None:
+    """All that is left of a signal that came too early to cut the wait short is Python's note of it, which wakes nobody."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "run unheard"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(b"interrupted\n", process)
     assert ended(process) != 0
 
 
