@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 from .done_files import DoneFiles, file_digest, remove_leftovers
 from .errors import CancelledError, EngineError, MemoryLimitError, OptionError, OutputError, PictureError, RdsrError
 from .file_plan import FilePlan, PlannedFile
-from .host.cancel import Cancel
+from .host.cancel import RECHECK_SECONDS, Cancel
 from .host.memory import available_memory
 from .inputs import STANDARD_STREAM, Skipped, identity_of, read_pipe, reason_of
 from .pictures.formats import WriteOptions
@@ -200,7 +200,7 @@ class Batch:
         # `Thread.join` would not do: once it was interrupted, CPython 3.11 takes the thread for ended.
         with self._changed:
             while any(thread.is_alive() and thread not in self._ended for thread in threads):
-                self._changed.wait()
+                self._changed.wait(RECHECK_SECONDS)
 
     def _work(self, progress: Report) -> None:
         """Upscale files, one after the other, until none waits."""

@@ -104,6 +104,13 @@ def ran(upscaler: CopyingUpscaler, plan: FilePlan | None = None, **options: Any)
     return done
 
 
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def names(done: Batch) -> list[str]:
     return [result.output.name for result in done.results]
 
@@ -271,6 +278,7 @@ def test_an_interruption_stops_pictures_in_hand_and_keeps_what_is_done(
     def interrupt(self: Batch, threads: list[threading.Thread]) -> None:
         if not interrupted:
             assert reached.wait(60)
+            until(lambda: len(self.results) == 2)  # b may still be in hand
             interrupted.append(True)
             raise stop
         wait_for(self, threads)
