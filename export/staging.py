@@ -21,7 +21,10 @@ _SUFFIXES = {".onnx", ".xml", ".bin", ".json", ".safetensors"}
 
 
 def check_target(target: Path, *, force: bool) -> None:
-    """Raise `ExportError` if `target` cannot become a bundle folder. `force` allows to replace a bundle, nothing else."""
+    """Raise `ExportError` if `target` cannot become a bundle folder, also where nothing can be written.
+
+    `force` allows to replace a bundle, nothing else.
+    """
     if not target.name or target.name in (".", ".."):
         raise ExportError(f"{target} cannot be the name of a new folder")
     if target.is_symlink() or target.exists():
@@ -29,6 +32,8 @@ def check_target(target: Path, *, force: bool) -> None:
             raise OutputExistsError(f"{target} exists already; choose another name, or replace it with --force")
         if target.is_symlink() or not _is_bundle(target):
             raise OutputExistsError(f"{target} exists and is not just a bundle, so it is not replaced")
+    with staging_folder(target):
+        pass
 
 
 def check_new(target: Path) -> None:
