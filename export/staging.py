@@ -23,8 +23,15 @@ _SUFFIXES = {".onnx", ".xml", ".bin", ".json", ".safetensors"}
 def check_target(target: Path, *, force: bool) -> None:
     """Raise `ExportError` if `target` cannot become a bundle folder, also where nothing can be written.
 
-    `force` allows to replace a bundle, nothing else.
+    `force` allows to replace a bundle, nothing else. Ask before the work: `publish` looks at the target's place again.
     """
+    _check_place(target, force=force)
+    with staging_folder(target):
+        pass
+
+
+def _check_place(target: Path, *, force: bool) -> None:
+    """Raise `ExportError` if what lies at `target`, or its name, forbids a bundle there."""
     if not target.name or target.name in (".", ".."):
         raise ExportError(f"{target} cannot be the name of a new folder")
     if target.is_symlink() or target.exists():
@@ -32,8 +39,6 @@ def check_target(target: Path, *, force: bool) -> None:
             raise OutputExistsError(f"{target} exists already; choose another name, or replace it with --force")
         if target.is_symlink() or not _is_bundle(target):
             raise OutputExistsError(f"{target} exists and is not just a bundle, so it is not replaced")
-    with staging_folder(target):
-        pass
 
 
 def check_new(target: Path) -> None:
@@ -136,7 +141,7 @@ def publish(folder: Path, target: Path, *, force: bool) -> None:
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
-    check_target(target, force=force)
+    _check_place(target, force=force)
     if not target.exists():
         folder.rename(target)
         return

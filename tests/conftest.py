@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -65,6 +66,14 @@ def run_alone(script: str, *arguments: object, seconds: float = 300) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def until(condition: Callable[[], bool], what: str = "it never came", *, seconds: float = 120.0) -> None:
+    """Wait for what other threads or processes bring about, and fail where it would be waited for without end."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
 
 
 def random_network(config: RDSRConfig = CONFIG, seed: int = 0) -> RDSR:

@@ -26,6 +26,7 @@ def hang(*_, **__):
         ctypes.CDLL(None).sleep(1000)  # a native call; a signal cuts it short
 
 def hang_unheard(*_, **__):
+    os.write(2, b"hanging\\n")
     while True:
         _thread.interrupt_main()
         time.sleep(0.1)
@@ -123,9 +124,7 @@ def test_a_second_ctrl_c_ends_a_program_that_calls_an_engine_which_hangs() -> No
 
 def test_ctrl_c_just_before_a_wait_is_noticed() -> None:
     """All that is left of a signal that came too early to cut the wait short is Python's note of it, which wakes nobody."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run unheard"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = hanging(PROGRAM, "unheard")
     wait_for(b"interrupted\n", process)
     assert ended(process) != 0
 

@@ -25,6 +25,7 @@ from rdsr.runtime.done_files import RECORD_NAME, DoneFiles, file_digest
 from rdsr.runtime.file_plan import FilePlan, plan_files
 from rdsr.runtime.inputs import STANDARD_STREAM
 from rdsr.runtime.pictures.formats import WriteOptions
+from rdsr.tests.conftest import until
 
 Hook = Callable[[str, Cancel], None]
 
@@ -102,13 +103,6 @@ def ran(upscaler: CopyingUpscaler, plan: FilePlan | None = None, **options: Any)
     done = batch(upscaler, plan, **options)
     done.run()
     return done
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def names(done: Batch) -> list[str]:
@@ -278,7 +272,7 @@ def test_an_interruption_stops_pictures_in_hand_and_keeps_what_is_done(
     def interrupt(self: Batch, threads: list[threading.Thread]) -> None:
         if not interrupted:
             assert reached.wait(60)
-            until(lambda: len(self.results) == 2)  # b may still be in hand
+            until(lambda: len(self.results) == 2, seconds=60)  # b may still be in hand
             interrupted.append(True)
             raise stop
         wait_for(self, threads)

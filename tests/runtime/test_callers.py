@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -18,20 +17,12 @@ from rdsr.runtime import Cancel, CancelledError, EngineError, OptionError, Upsca
 from rdsr.runtime.engines import BACKENDS
 from rdsr.runtime.pipelines import Pipeline
 from rdsr.runtime.pipelines import loaded as loaded_module
-from rdsr.tests.conftest import picture, run_alone
+from rdsr.tests.conftest import picture, run_alone, until
 
 
 @pytest.fixture(scope="module")
 def upscaler(exported: Path) -> Upscaler:
     return Upscaler.load(exported, precision="fp32")
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for it, a minute at most."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
 
 
 class Held:
@@ -95,7 +86,7 @@ def test_a_small_picture_waits_for_one_tile_of_a_large_one(exported: Path, monke
     large = own.submit(picture(600, 600), cancel=cancel)
     assert third.wait(60)
     small = own.submit(picture(10, 13))
-    eventually(lambda: own._pipelines.thread._queue.qsize() == 1)  # the small picture stands in line
+    until(lambda: own._pipelines.thread._queue.qsize() == 1, seconds=60)  # the small picture stands in line
     go_on.set()
     small.result(60)
     cancel.set()
@@ -131,7 +122,7 @@ def test_a_future_that_is_cancelled_before_it_starts_never_does(upscaler: Upscal
     _, late = wait([*running, waiting], timeout=60)
     assert not late
     assert waiting.cancelled()
-    eventually(lambda: not token._watchers)
+    until(lambda: not token._watchers, seconds=60)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -343,7 +334,7 @@ def test_an_error_that_is_over_keeps_no_engine_in_memory(
             own.submit(picture(9, 9)).result(60) if background else own(picture(9, 9))
         del own, caught
         monkeypatch.undo()
-        eventually(lambda: alive() is None)
+        until(lambda: alive() is None, seconds=60)
     finally:
         gc.enable()
 
@@ -372,7 +363,7 @@ def test_a_process_that_ends_waits_for_the_tile_of_a_daemon(exported: Path) -> N
 def test_callbacks_may_close_it(exported: Path) -> None:
     own = Upscaler.load(exported, precision="fp32")
     own.submit(picture(9, 9)).add_done_callback(lambda future: own.close())
-    eventually(lambda: own._calls.closed and not own._pipelines.loaded)
+    until(lambda: own._calls.closed and not own._pipelines.loaded, seconds=60)
     own = Upscaler.load(exported, precision="fp32")
     future = own.submit(picture(100, 100), progress=lambda done, tiles: own.close())
     with pytest.raises(CancelledError):
@@ -389,7 +380,7 @@ def test_a_loop_that_is_closed_stops_its_call(upscaler: Upscaler) -> None:
         call.send(None)  # as a task does that is never asked again
 
     asyncio.run(begin())
-    eventually(lambda: bool(held.done))
+    until(lambda: bool(held.done), seconds=60)
     call.close()
     held.go_on.set()
     upscaler.submit(picture(100, 100)).result(60)

@@ -36,7 +36,7 @@ from rdsr.models.training.family_runner import (
     working_on,
 )
 from rdsr.models.training.run import train
-from rdsr.tests.conftest import random_network, write_checkpoint
+from rdsr.tests.conftest import random_network, until, write_checkpoint
 
 STAGE1 = """
 stage = "stage1"
@@ -239,13 +239,6 @@ def start(plan_file: Path, runs: Path, **environment: str) -> subprocess.Popen[b
     )
 
 
-def wait_for(condition: object, what: str) -> None:
-    patience = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < patience, what
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def long_plan(tmp_path: Path) -> Path:
     """Stage 1 of many steps, a checkpoint after each."""
@@ -274,20 +267,20 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(long_plan: Path,
         before = step_of(runs)
         if turn == 2:
             process = start(long_plan, runs, PYTHONPATH=str(tmp_path / "stops"))
-            wait_for(lambda: any(run.glob(".*.tmp")), "a checkpoint is being written")
+            until(lambda: any(run.glob(".*.tmp")), "a checkpoint is being written", seconds=300)
         else:
             process = start(long_plan, runs)
-            wait_for(lambda before=before: step_of(runs) > before + 3, "it goes on")
+            until(lambda before=before: step_of(runs) > before + 3, "it goes on", seconds=300)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         os.kill(process.pid, signal.SIGKILL)
         if turn != 1:  # otherwise the slice ends by itself
             for child in children:
                 os.kill(int(child), signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not is_running(runs), "the slice ends after its runner")
+        until(lambda: not is_running(runs), "the slice ends after its runner", seconds=300)
         assert (step_of(runs) == before) if turn == 2 else (before < step_of(runs) < iterations)
     process = start(long_plan, runs)
-    wait_for(lambda: step_of(runs) == iterations, "it comes to its end")
+    until(lambda: step_of(runs) == iterations, "it comes to its end", seconds=300)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     config = TrainConfig.load(tmp_path / "stage1.toml", data=[str(SAMPLES)])
@@ -311,7 +304,7 @@ def test_pausing_frees_the_cores_and_continuing_goes_on(long_plan: Path, tmp_pat
 
     process = start(long_plan, runs)
     try:
-        wait_for(lambda: step_of(runs) > 3, "it begins")
+        until(lambda: step_of(runs) > 3, "it begins", seconds=300)
         second = CliRunner().invoke(app, ["train", "family", "run", "--runs", str(runs), "--plan", str(long_plan)])
         assert second.exit_code == 2
         assert "another process" in second.stderr
@@ -322,7 +315,7 @@ def test_pausing_frees_the_cores_and_continuing_goes_on(long_plan: Path, tmp_pat
         time.sleep(1)
         assert step_of(runs) == paused
         family("continue")
-        wait_for(lambda: step_of(runs) > paused, "it goes on")
+        until(lambda: step_of(runs) > paused, "it goes on", seconds=300)
     finally:
         process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0, "SIGTERM ends it in order"

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rdsr.runtime.cluster.batch import AddressBatch
 from rdsr.runtime.cluster.deployment import app
 from rdsr.runtime.cluster.ray_job import ClusterJob, ray_cluster, run_on_ray
 from rdsr.runtime.pictures.formats import WriteOptions
+from rdsr.tests.conftest import until
 from rdsr.tests.runtime.cluster.pictures import encoded, fill
 from rdsr.tests.runtime.cluster.poisoned import Poisoned
 
@@ -112,7 +112,7 @@ def test_ray_serve_answers_the_same_bytes_and_grows() -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(app({"processors": "1", "max_replicas": "2", "max_pixels": "100000"}), name="rdsr", route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
-        until(lambda: client.get("/v2/health/ready").status_code == 200)
+        until(lambda: client.get("/v2/health/ready").status_code == 200, seconds=180)
         answer = client.post("/v1/upscale", content=encoded(0), headers={"X-Request-ID": "abc"})
         assert answer.content == Upscaler.load(threads=1).encoded(encoded(0))
         assert "network;dur=" in answer.headers["server-timing"]
@@ -126,13 +126,6 @@ def test_ray_serve_answers_the_same_bytes_and_grows() -> None:
             while replicas() < 2:
                 answers = list(pool.map(lambda _: client.post("/v1/upscale", content=encoded(0)).status_code, range(100)))
                 assert set(answers) <= {200, 429}
-
-
-def until(condition: Callable[[], bool], seconds: float = 180.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import pytest
 
 from rdsr.runtime import Upscaler
 from rdsr.runtime.bundle import default_bundle_path
+from rdsr.tests.conftest import until
 from rdsr.tests.runtime.service.running import Running, running
 
 LARGE = (900, 900)
@@ -45,13 +45,6 @@ def posted(service: Running, body: bytes, query: str = "", *, more: bytes = b"")
     head = f"POST /v1/upscale{query} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body + more)
     return connection
-
-
-def until(condition: object, *, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_client_that_goes_away_cancels_its_work(service: Running) -> None:
