@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -142,19 +141,23 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_FailuresAtOnce(terminal))
 
 
-@contextlib.contextmanager
-def untimed_exports() -> Iterator[None]:
-    """Exports do not time int8 against float32, at 128×128, which takes some networks half a minute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])
-        yield
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests, and the processes that they start, leave the user's cache alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RDSR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_exports() -> Iterator[None]:
+    """Exports do not time int8 against float32, at 128×128, and the largest picture of their proof is a small one.
+
+    Either takes some networks half a minute. In `tests/cli`, the session's fixtures and other processes, exports are whole.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])
+        patch.setattr("rdsr.export.build_proof.LARGE", (37, 45))
         yield
 
 

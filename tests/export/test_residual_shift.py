@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -16,11 +17,18 @@ from rdsr.tests.cli.running import listing, refused, run
 from rdsr.tests.models.resshift.networks import own_checkpoint, released_files
 
 
-def test_two_files_become_a_proven_bundle(tmp_path: Path) -> None:
-    unet, autoencoder = released_files(tmp_path, "rsd")
-    output = tmp_path / "rsd.bundle"
-    result = run("export", unet, "--autoencoder", autoencoder, "-o", output, "--precision", "fp32", "--json")
-    report = json.loads(result.stdout)
+@pytest.fixture(scope="module")
+def rsd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Folder of two released files and the bundle made from them, and what the export reported."""
+    folder = tmp_path_factory.mktemp("rsd")
+    unet, autoencoder = released_files(folder, "rsd")
+    result = run("export", unet, "--autoencoder", autoencoder, "-o", folder / "rsd.bundle", "--precision", "fp32", "--json")
+    return folder, json.loads(result.stdout)
+
+
+def test_two_files_become_a_proven_bundle(rsd: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, report = rsd
+    unet, autoencoder, output = (folder / name for name in ("unet.safetensors", "vq.safetensors", "rsd.bundle"))
     assert (report["arch"], report["steps"], report["passed"], report["unsimplified"]) == ("rsd", 1, True, [])
     assert [row["engine"] for row in report["variants"]] == ["openvino", "onnxruntime"]
     names = {"decoder.onnx", "encoder.onnx", "manifest.json", "proof.json", "proof.safetensors", "step.onnx"}
@@ -70,11 +78,11 @@ def test_int8_has_a_gate(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["sinsr.safetensors"]
 
 
-def test_the_same_graphs_again_and_no_int8_unasked(tmp_path: Path) -> None:
-    checkpoint = own_checkpoint(tmp_path / "sinsr.safetensors")
-    for name, precisions in (("one", None), ("two", ("fp32",))):
-        result = export_checkpoint(ExportOptions(checkpoint=checkpoint, output=tmp_path / name, precisions=precisions))
-        assert result.passed
-        assert {row.precision for row in result.verification.variants} <= {"fp32", "bf16"}
-    one, two = (Bundle(tmp_path / name).manifest for name in ("one", "two"))
+def test_the_same_graphs_again_and_no_int8_unasked(rsd: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = rsd
+    unet, autoencoder = folder / "unet.safetensors", folder / "vq.safetensors"
+    result = export_checkpoint(ExportOptions(checkpoint=unet, autoencoder=autoencoder, output=tmp_path / "again"))
+    assert result.passed
+    assert {row.precision for row in result.verification.variants} <= {"fp32", "bf16"}
+    one, two = (Bundle(bundle).manifest for bundle in (folder / "rsd.bundle", tmp_path / "again"))
     assert one.files == two.files

@@ -30,7 +30,7 @@ from rdsr.runtime.pipelines.residual_shift import ResidualShiftPipeline
 from rdsr.runtime.pipelines.shift_process import noise_field, padded, reflected
 from rdsr.runtime.tiling.tiles import Plan
 from rdsr.runtime.verify import verify
-from rdsr.tests.conftest import rewrite_manifest, untimed_exports
+from rdsr.tests.conftest import rewrite_manifest
 from rdsr.tests.models.resshift.networks import own_checkpoint
 
 SIDE = 16
@@ -44,8 +44,7 @@ def exported(folder: Path, sampler: str, *precisions: str) -> Path:
     options = ExportOptions(
         checkpoint=checkpoint, output=folder / f"{sampler}.bundle", precisions=precisions, max_psnr_drop=100
     )
-    with untimed_exports():
-        assert export_checkpoint(options).passed
+    assert export_checkpoint(options).passed
     return options.output
 
 
