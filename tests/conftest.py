@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from rdsr.export.build_proof import LARGE
 from rdsr.export.exporter import ExportOptions, export_checkpoint
 from rdsr.models.checkpoint import save_checkpoint
 from rdsr.models.diffir import DiffIRConfig
@@ -153,7 +154,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def quick_exports() -> Iterator[None]:
     """Exports do not time int8 against float32, at 128×128, and the largest picture of their proof is a small one.
 
-    Either takes some networks half a minute. In `tests/cli`, the session's fixtures and other processes, exports are whole.
+    Either takes some networks half a minute. The proof is whole in `tests/cli`, in `exported` and in other processes.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rdsr.export.exporter.measure_time", lambda folder: [])
@@ -175,7 +176,9 @@ def checkpoint(network: RDSR, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that tests must not change."""
     output = tmp_path_factory.mktemp("bundle") / "small.bundle"
-    assert export_checkpoint(ExportOptions(checkpoint=checkpoint, output=output)).passed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdsr.export.build_proof.LARGE", LARGE)  # whichever test comes first
+        assert export_checkpoint(ExportOptions(checkpoint=checkpoint, output=output)).passed
     return output
 
 
