@@ -17,6 +17,8 @@ from .manifest import Manifest, canonical_json, check_json, is_onnx, parse_manif
 __all__ = ["Bundle", "default_bundle_path"]
 
 _MAX_MANIFEST = 2**20
+_CHECKED: set[tuple[str, str]] = set()
+"""Manifest digest and role of each graph that this process has checked. Checksums say that it has not changed since."""
 
 
 def default_bundle_path() -> Path:
@@ -36,8 +38,6 @@ class Bundle:
         if found is None:
             raise BundleError(f"a bundle is opened by the path of its folder, not by {shown(path)}")
         self.path = found
-        self._checked: set[str] = set()
-        """Roles whose graphs were checked; the checksum says that they have not changed since."""
         try:
             reason = None if self.path.is_dir() else "not a folder" if self.path.exists() else "not found"
         except (OSError, ValueError) as error:  # a name that no file can have
@@ -89,18 +89,18 @@ class Bundle:
             raise BundleError(f"the bundle {self.path} has no {role} graph")
         name = self.manifest.graphs[role]
         content = self.read(name)
-        if role not in self._checked:
+        if (self.manifest.digest, role) not in _CHECKED:
             weights = None if is_onnx(role) else self.read(self.manifest.graphs[f"{role}_weights"])
             try:
                 check_graph(self.manifest, content, weights)
             except GraphError as error:
                 raise BundleError(f"the bundle {self.path} is refused: {name} {shortened(error)}") from error
-            self._checked.add(role)
+            _CHECKED.add((self.manifest.digest, role))
         return content
 
     def graph_file(self, role: str) -> Path:
         """The file of a role's graph, checked like `graph`, for engines that read large files themselves."""
-        if role not in self._checked:
+        if (self.manifest.digest, role) not in _CHECKED:
             self.graph(role)
         else:
             self._check_file(self.manifest.graphs[role])

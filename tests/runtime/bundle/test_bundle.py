@@ -62,6 +62,21 @@ def test_upscaler_refuses_a_damaged_graph(bundle: Path) -> None:
         Upscaler.load(bundle, precision="fp32")
 
 
+def test_a_graph_is_checked_once_in_a_process(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite_manifest(bundle, seed=77)  # a bundle that no other test has opened
+    checked: list[int] = []
+    monkeypatch.setattr("rdsr.runtime.bundle.bundle.check_graph", lambda manifest, *_: checked.append(manifest.seed))
+    contents = [Bundle(bundle).graph("encoder") for _ in range(3)]
+    assert contents[0] == contents[1] == contents[2] == (bundle / "encoder.onnx").read_bytes()
+    assert checked == [77]
+    rewrite_manifest(bundle, seed=78)
+    Bundle(bundle).graph("encoder")
+    assert checked == [77, 78], "what a manifest says of a graph may differ"
+    flip(bundle / "encoder.onnx", 100)
+    with pytest.raises(BundleError, match=r"encoder.onnx does not match its checksum"):
+        Bundle(bundle).graph("encoder")
+
+
 @pytest.mark.parametrize("name", ["../decoder.onnx", "/etc/passwd", "a/b.onnx", "..", "", ".hidden", "x\x00y", "a\\b"])
 def test_manifest_that_points_outside_its_folder(bundle: Path, name: str) -> None:
     content = json.loads((bundle / "manifest.json").read_text())

@@ -54,6 +54,12 @@ def sinsr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def upscaler(sinsr: Path) -> Upscaler:
+    """With everything as users get it by default."""
+    return Upscaler.load(sinsr)
+
+
+@pytest.fixture(scope="module")
 def four_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(tmp_path_factory.mktemp("resshift"), "resshift-4", "fp32")
 
@@ -246,8 +252,8 @@ def test_the_same_bytes_for_any_threads_and_limits(four_steps: Path, backend: st
     ],
     ids=["one pixel", "flat", "16 bits", "float", "alpha", "grey"],
 )  # fmt: skip
-def test_any_picture(sinsr: Path, lr: np.ndarray[Any, Any]) -> None:
-    result = Upscaler.load(sinsr)(lr)
+def test_any_picture(upscaler: Upscaler, lr: np.ndarray[Any, Any]) -> None:
+    result = upscaler(lr)
     assert result.dtype == lr.dtype
     assert result.shape == (lr.shape[0] * 4, lr.shape[1] * 4, *lr.shape[2:])
 
@@ -425,9 +431,9 @@ def test_files_are_never_cut_into_strips(sinsr: Path, tmp_path: Path) -> None:
     assert upscaler.plan(400, 2000).peak_bytes + 17 * 3 * 400 * 2000 <= caught.value.least_bytes
 
 
-def test_files_go_through(sinsr: Path, tmp_path: Path) -> None:
+def test_files_go_through(upscaler: Upscaler, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "in.png"), picture(20, 30))
-    Upscaler.load(sinsr).file(tmp_path / "in.png", tmp_path / "out.png")
+    upscaler.file(tmp_path / "in.png", tmp_path / "out.png")
     assert cv2.imread(str(tmp_path / "out.png")).shape == (80, 120, 3)
 
 
