@@ -89,13 +89,13 @@ class Bundle:
             raise BundleError(f"the bundle {self.path} has no {role} graph")
         name = self.manifest.graphs[role]
         content = self.read(name)
-        if (self.manifest.digest, role) not in _CHECKED:
+        if (graph := (self.manifest.digest, role)) not in _CHECKED:
             weights = None if is_onnx(role) else self.read(self.manifest.graphs[f"{role}_weights"])
             try:
                 check_graph(self.manifest, content, weights)
             except GraphError as error:
                 raise BundleError(f"the bundle {self.path} is refused: {name} {shortened(error)}") from error
-            _CHECKED.add((self.manifest.digest, role))
+            _CHECKED.add(graph)
         return content
 
     def graph_file(self, role: str) -> Path:
